@@ -1,0 +1,43 @@
+package cgroup
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// fakeV2 is a host whose v2 tree is a plain directory with one group, "/g".
+func fakeV2(t *testing.T) *Host {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "g"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return &Host{mode: Unified, unified: &hierarchy{mount: dir, v2: true, controllers: []string{"cpu", "io", "memory", "pids"}}}
+}
+
+func writeNew(name, text string) error { return os.WriteFile(name, []byte(text), 0o644) }
+
+// Only lets the kernel tests of other modes reduce a hybrid host to its v2 tree.
+func (h *Host) Only(v2 bool) *Host {
+	if v2 {
+		return &Host{mode: Unified, unified: h.unified}
+	}
+	return &Host{mode: Legacy, legacy: h.legacy}
+}
+
+// AttachDevices puts rules on a v2 directory whatever the host's mode.
+func AttachDevices(dir string, rules []DeviceRule) error {
+	return attachDevices(dir, deviceProgram(rules))
+}
+
+// Attached counts the device programs on a v2 directory.
+func Attached(dir string) (int, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = d.Close() }()
+	ids, err := attachedPrograms(int(d.Fd()))
+	return len(ids), err
+}

@@ -1,0 +1,123 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+const (
+	dialTimeout  = 10 * time.Second
+	maxRedirects = 10
+)
+
+func newHost(ep endpoint, cfg Config) (*host, error) {
+	tc, err := ep.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	dial := ep.DialTimeout
+	if dial == 0 {
+		dial = dialTimeout
+	}
+	h := &host{endpoint: ep, cfg: cfg}
+	h.client = &http.Client{
+		CheckRedirect: h.redirect,
+		Transport: &http.Transport{
+			Proxy:                 http.ProxyFromEnvironment,
+			DialContext:           (&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}).DialContext,
+			TLSClientConfig:       tc,
+			TLSHandshakeTimeout:   max(dial, dialTimeout),
+			ResponseHeaderTimeout: cfg.Stall,
+			IdleConnTimeout:       time.Minute,
+			MaxIdleConnsPerHost:   8,
+			ForceAttemptHTTP2:     true,
+			ReadBufferSize:        64 << 10,
+			// Digests and ranges are those of the bytes as stored.
+			DisableCompression: true,
+		},
+	}
+	return h, nil
+}
+
+// redirect lets blobs come from storage servers, which see neither credentials nor the
+// headers configured for this host (CVE-2020-15157).
+func (h *host) redirect(req *http.Request, via []*http.Request) error {
+	if len(via) >= maxRedirects {
+		return errors.New("too many redirects")
+	}
+	first := via[0].URL
+	if first.Scheme == "https" && req.URL.Scheme != "https" {
+		return errors.New("redirect from https to http")
+	}
+	if req.URL.Host != first.Host || req.URL.Scheme != first.Scheme {
+		req.Header.Del("Authorization")
+		req.Header.Del("Cookie")
+		for k := range h.Header {
+			req.Header.Del(k)
+		}
+	}
+	req.Header.Del("Referer") // a signed address is a credential too
+	return nil
+}
+
+// request is a GET or HEAD below the repository.
+type request struct {
+	method string
+	path   string // "manifests/latest"
+	header http.Header
+}
+
+// do sends a request, answers one challenge, and returns any answer that is not 401.
+func (s *Session) do(ctx context.Context, h *host, r request) (*http.Response, error) {
+	scope := "repository:" + s.repo.Path + ":pull"
+	u := *h.URL
+	u.Path += "/" + s.repo.Path + "/" + r.path
+	if !h.owns(s.repo.Host) {
+		// So that a mirror of several registries knows which one is meant.
+		u.RawQuery = url.Values{"ns": {s.repo.Host}}.Encode()
+	}
+	for first := true; ; first = false {
+		req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
+		if err != nil {
+			return nil, fmt.Errorf("make request: %w", err)
+		}
+		maps.Copy(req.Header, h.Header)
+		maps.Copy(req.Header, r.header)
+		req.Header.Set("User-Agent", h.cfg.UserAgent)
+		used := h.auth.current()
+		if used != "" {
+			req.Header.Set("Authorization", used)
+		}
+		resp, err := h.client.Do(req)
+		if err != nil {
+			return nil, transportError(err)
+		}
+		h.answered()
+		own := resp.Request.URL.Host == u.Host // not a storage server's words
+		if resp.StatusCode != http.StatusUnauthorized || !first || !own {
+			return resp, nil
+		}
+		again, err := h.renew(ctx, used, resp, scope)
+		if err != nil || !again {
+			if err == nil {
+				err = statusError(resp)
+			}
+			closeBody(resp)
+			return nil, err
+		}
+		closeBody(resp)
+	}
+}
+
+// closeBody reads a little of the rest, so that the connection can be used again.
+func closeBody(resp *http.Response) {
+	_, _ = io.CopyN(io.Discard, resp.Body, 8<<10)
+	_ = resp.Body.Close() // nothing of it is needed
+}

@@ -1,0 +1,268 @@
+// Package registry fetches manifests and blobs by the OCI distribution protocol.
+//
+// Which hosts stand for a registry comes from certs.d/<host>/hosts.toml, read anew by
+// each Open; they are tried in order. Credentials go to the registry they were given
+// for and to the token server that it names itself, never to mirrors, never along a
+// redirect to another host. Blobs resume with Range where a connection broke off or
+// stood still. A host that serves content of another digest is counted, and the next one
+// asked. It refuses documents over 4 MiB. It starts no goroutines of its own and writes nothing to disk.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cri-runtime/cri-runtime/image/content"
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
+)
+
+// MaxDocument bounds manifests and configurations, as registries do.
+const MaxDocument = 4 << 20
+
+// Config holds what is the same for all registries. Zero values mean the defaults.
+type Config struct {
+	HostsDir  string        // certs.d
+	UserAgent string        // "cri-runtime"
+	Stall     time.Duration // no byte for so long: try again; 30 s
+	Attempts  int           // without any progress, per blob; 5
+	Backoff   time.Duration // before the first retry, doubled for each further; 200 ms
+}
+
+// Client makes sessions.
+type Client struct {
+	cfg    Config
+	memory *memory
+}
+
+// New fills in the defaults.
+func New(cfg Config) *Client {
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = "cri-runtime"
+	}
+	if cfg.Stall == 0 {
+		cfg.Stall = 30 * time.Second
+	}
+	if cfg.Attempts == 0 {
+		cfg.Attempts = 5
+	}
+	if cfg.Backoff == 0 {
+		cfg.Backoff = 200 * time.Millisecond
+	}
+	return &Client{cfg, &memory{dead: map[string]time.Time{}, wrong: map[string]uint64{}}}
+}
+
+// Repository is a place in a registry: "docker.io", "library/busybox".
+type Repository struct{ Host, Path string }
+
+// Session talks to the hosts that stand for one repository's registry, with the
+// credentials of one pull. It may be used by several goroutines.
+type Session struct {
+	cfg    Config
+	repo   Repository
+	hosts  []*host
+	memory *memory
+
+	mu    sync.Mutex
+	liars map[digest.Digest][]*host // served something else under that digest
+}
+
+// Open reads the configuration of the repository's registry.
+func (c *Client) Open(repo Repository, cred Credentials) (*Session, error) {
+	eps, err := endpoints(c.cfg.HostsDir, repo.Host)
+	if err != nil {
+		return nil, fmt.Errorf("configure registry %s: %w", repo.Host, err)
+	}
+	s := &Session{cfg: c.cfg, repo: repo, memory: c.memory}
+	for _, ep := range eps {
+		h, err := newHost(ep, c.cfg)
+		if err != nil {
+			return nil, fmt.Errorf("configure registry %s: host %s: %w", repo.Host, ep.URL.Host, err)
+		}
+		h.memory = c.memory
+		if ep.owns(repo.Host) && cred.meantFor(repo.Host, ep.URL.Host) || cred.names(ep.URL.Host) {
+			h.auth.cred = cred
+		}
+		if ep.otherwise {
+			h.twin = s.hosts[len(s.hosts)-1]
+			h.twin.twin = h
+		}
+		s.hosts = append(s.hosts, h)
+	}
+	return s, nil
+}
+
+// Close gives up idle connections.
+func (s *Session) Close() {
+	for _, h := range s.hosts {
+		h.client.CloseIdleConnections()
+	}
+}
+
+// Credentials are what a pull may present.
+type Credentials struct {
+	Username, Password string
+	ServerAddress      string // empty: the registry asked for
+	IdentityToken      string
+	RegistryToken      string
+}
+
+// String keeps credentials out of messages.
+func (Credentials) String() string { return "[redacted]" }
+
+// GoString keeps credentials out of %#v.
+func (Credentials) GoString() string { return "[redacted]" }
+
+func (c Credentials) server() string {
+	s := c.ServerAddress
+	if _, rest, ok := strings.Cut(s, "://"); ok {
+		s = rest
+	}
+	s, _, _ = strings.Cut(s, "/")
+	return strings.ToLower(s)
+}
+
+// meantFor tells whether the credentials belong to the registry.
+func (c Credentials) meantFor(registry, endpoint string) bool {
+	s := c.server()
+	return s == "" || canonical(s) == canonical(registry) || s == endpoint
+}
+
+// names tells whether the credentials name this very host.
+func (c Credentials) names(endpoint string) bool { return c.server() == endpoint }
+
+// canonical joins the names under which Docker Hub's credentials are filed.
+func canonical(host string) string {
+	switch host {
+	case "index.docker.io", "registry-1.docker.io":
+		return "docker.io"
+	}
+	return host
+}
+
+// host is an endpoint with its connections, tokens and what is known of its health.
+type host struct {
+	endpoint
+	client *http.Client
+	auth   authorizer
+	cfg    Config
+	memory *memory
+
+	twin *host // the same host with the other scheme; nil as a rule
+
+	mu      sync.Mutex
+	down    error // it could not be reached a moment ago
+	spoke   bool  // it answered something
+	noRange bool  // it refuses ranges
+}
+
+// answered notes that the host speaks this scheme.
+func (h *host) answered() {
+	h.memory.lives(h.address())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.spoke, h.down = true, nil
+}
+
+func (h *host) hasSpoken() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.spoke
+}
+
+func (h *host) failed(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.down = err
+}
+
+func (h *host) isDown() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.down != nil
+}
+
+// ask says what is wanted of a host.
+type ask struct {
+	what   string        // in words
+	need   capability    // the hosts that may be asked
+	digest digest.Digest // of the answer, if it is known
+}
+
+// candidates lists the hosts that may be asked; those that could not be reached before
+// in this session, or not be dialled a moment ago, come last, so that a dead mirror
+// costs its time once. One that served something else under the same digest is out.
+func (s *Session) candidates(q ask) []*host {
+	s.mu.Lock()
+	liars := slices.Clone(s.liars[q.digest])
+	s.mu.Unlock()
+	var up, down []*host
+	for _, h := range s.hosts {
+		switch {
+		case h.Capabilities&q.need == 0 || slices.Contains(liars, h):
+		case h.twin != nil && h.twin.hasSpoken() && !h.hasSpoken():
+		case h.isDown() || s.memory.isDead(h.address()):
+			down = append(down, h)
+		default:
+			up = append(up, h)
+		}
+	}
+	return append(up, down...)
+}
+
+// each tries the hosts in order until one answers. The error names every host.
+func (s *Session) each(ctx context.Context, q ask, try func(*host) error) error {
+	var errs hostErrors
+	for _, h := range s.candidates(q) {
+		if h.twin != nil && h.twin.hasSpoken() && !h.hasSpoken() {
+			continue // the twin spoke since
+		}
+		err := try(h)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s: %w", q.what, errors.Join(context.Cause(ctx), err))
+		}
+		if errors.Is(err, errUnreachable) {
+			h.failed(err)
+			if undialled(err) {
+				s.memory.died(h.address())
+			}
+		}
+		if q.digest != "" && errors.Is(err, content.ErrMismatch) {
+			s.lied(ctx, h, q.digest)
+		}
+		errs = append(errs, hostError{h.URL.Host, err})
+	}
+	if len(errs) == 0 {
+		return fmt.Errorf("%s: no configured host of %s may be asked: %w", q.what, s.repo.Host, errdef.ErrInvalid)
+	}
+	return errs.sum(q.what)
+}
+
+// A Document is a manifest or index as it was served.
+type Document struct {
+	MediaType string
+	Body      []byte
+}
+
+// readBounded reads a small document, and says what is wrong with a large one.
+func readBounded(r io.Reader, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read answer: %w: %w", errUnreachable, err)
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("answer is larger than %d bytes: %w", limit, errdef.ErrInvalid)
+	}
+	return data, nil
+}

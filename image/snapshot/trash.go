@@ -1,0 +1,88 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"k8s.io/klog/v2"
+)
+
+// trash deletes trees off the caller's path: a rename is all that the caller waits for.
+type trash struct {
+	dir  string
+	wake chan struct{}
+	stop chan struct{}
+	once sync.Once // of stop
+	done sync.WaitGroup
+
+	mu   sync.Mutex
+	next int
+}
+
+func newTrash(dir string) *trash {
+	return &trash{dir: dir, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+}
+
+// put moves a tree out of sight; it is no error when there is none.
+func (t *trash) put(path string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for {
+		t.next++
+		err := os.Rename(path, filepath.Join(t.dir, fmt.Sprintf("%s-%s-%d", filepath.Base(filepath.Dir(path)), filepath.Base(path), t.next)))
+		if errors.Is(err, fs.ErrExist) { // from before a restart
+			continue
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("set tree aside: %w", err)
+		}
+		break
+	}
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func (t *trash) start(ctx context.Context) {
+	t.done.Go(func() {
+		for {
+			t.empty(ctx)
+			select {
+			case <-t.stop:
+				return
+			case <-t.wake:
+			}
+		}
+	})
+}
+
+func (t *trash) empty(ctx context.Context) {
+	es, err := os.ReadDir(t.dir)
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot list what to delete", "directory", t.dir)
+		return
+	}
+	for _, e := range es {
+		select {
+		case <-t.stop: // the next start goes on
+			return
+		default:
+		}
+		if err := os.RemoveAll(filepath.Join(t.dir, e.Name())); err != nil {
+			klog.FromContext(ctx).Error(err, "Cannot delete what is no longer used", "path", filepath.Join(t.dir, e.Name()))
+		}
+	}
+}
+
+func (t *trash) close() error {
+	t.once.Do(func() { close(t.stop) })
+	t.done.Wait()
+	return nil
+}

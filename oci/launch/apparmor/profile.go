@@ -1,0 +1,82 @@
+package apparmor
+
+import (
+	"fmt"
+	"strings"
+	"text/template"
+)
+
+// abi is the set of rule kinds that the profile was written for. Later ones mediate
+// more, unix sockets for one, and would deny what the profile does not mention.
+const abi = "3.0"
+
+// defaultProfile is what the text depends on.
+type defaultProfile struct {
+	Name   string
+	ABI    string // "" where the distribution has no such file
+	Daemon string // our own profile, "" when unconfined
+}
+
+// The profile allows all that capabilities and permissions allow, but for the parts
+// of procfs and sysfs that belong to the node, and mounting. It is the second lock on
+// doors that masked and read-only paths close too, for containers that could open
+// those. It includes no file of the distribution's. Denials win over permissions;
+// "[^x]" is any character but x, "*" stays in a directory, "**" does not.
+var profileTemplate = template.Must(template.New("").Parse(`{{if .ABI}}abi <{{.ABI}}>,
+
+{{end}}profile "{{.Name}}" flags=(attach_disconnected,mediate_deleted) {
+  network,
+  capability,
+  file,
+  umount,
+
+  # An interface to kernel code that no network program needs.
+  deny network alg,
+
+  # Who may end processes of a container: the node, OCI runtimes, itself.
+  signal (receive) peer=unconfined,
+  signal (receive) peer=runc,
+  signal (receive) peer=crun,
+{{- if .Daemon}}
+  signal (receive) peer="{{.Daemon}}",
+{{- end}}
+  signal (send,receive) peer="{{.Name}}",
+  ptrace (trace,tracedby,read,readby) peer="{{.Name}}",
+
+  # A container changes no mounts: other rules go by path.
+  deny mount,
+
+  # In /proc: files of processes only, and of /proc/sys the settings of System V
+  # queues, semaphores and memory, which belong to the IPC namespace.
+  deny /proc/* w,
+  deny /proc/[^1-9s]*/** w,
+  deny /proc/s[^ey]*/** w,
+  deny /proc/sysv*/** w,
+  deny /proc/sys/[^k]** w,
+  deny /proc/sys/k[^e]** w,
+  deny /proc/sys/kernel/[^ms]** w,
+  deny /proc/sys/kernel/m[^s]** w,
+  deny /proc/sys/kernel/s[^eh]** w,
+  deny /proc/sys/kernel/se[^m]** w,
+  deny /proc/sys/kernel/sh[^m]** w,
+  deny /proc/{sysrq-trigger,kcore} rwklx,
+
+  # In /sys: cgroups only.
+  deny /sys/[^f]** wklx,
+  deny /sys/f[^s]** wklx,
+  deny /sys/fs/[^c]** wklx,
+  deny /sys/fs/c[^g]** wklx,
+  deny /sys/fs/cg[^r]** wklx,
+  deny /sys/firmware/{,**} rwklx,
+  deny /sys/devices/virtual/powercap/{,**} rwklx,
+  deny /sys/kernel/security/{,**} rwklx,
+}
+`))
+
+func (d defaultProfile) text() string {
+	var b strings.Builder
+	if err := profileTemplate.Execute(&b, d); err != nil {
+		panic(fmt.Sprintf("apparmor: a template without calls failed: %v", err))
+	}
+	return b.String()
+}

@@ -1,0 +1,1 @@
+// The assembler file lets start.go declare functions that the runtime implements.

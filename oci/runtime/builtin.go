@@ -1,0 +1,222 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
+	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
+	"github.com/cri-runtime/cri-runtime/internal/linux/pidfd"
+	"github.com/cri-runtime/cri-runtime/oci/launch"
+	"github.com/cri-runtime/cri-runtime/oci/launch/podinit"
+	"github.com/cri-runtime/cri-runtime/oci/launch/prepare"
+	"github.com/cri-runtime/cri-runtime/oci/launch/seccomp"
+	"github.com/cri-runtime/cri-runtime/oci/monitor"
+)
+
+// A Starter runs launch plans; *monitor.Client is one.
+type Starter interface {
+	Start(ctx context.Context, s monitor.Start) (monitor.Process, error)
+}
+
+// Builtin is the default runtime: it compiles the spec into a plan, opens what the
+// plan needs and has the monitor run it. It keeps nothing between calls but compiled
+// seccomp filters. Methods may be called concurrently.
+type Builtin struct {
+	starter     Starter
+	filters     *seccomp.Cache
+	hierarchies []launch.Hierarchy
+	features    Features
+}
+
+// filterCache is how many compiled seccomp profiles are kept: a node uses few.
+const filterCache = 64
+
+// NewBuiltin makes the built-in runtime for the cgroup hierarchies of h.
+func NewBuiltin(s Starter, h *cgroup.Host, f Features) *Builtin {
+	b := &Builtin{starter: s, filters: seccomp.NewCache(filterCache), features: f}
+	for _, l := range h.Legacy() {
+		b.hierarchies = append(b.hierarchies, launch.Hierarchy{Dir: l.Dir, Controllers: l.Controllers, Name: l.Name})
+	}
+	return b
+}
+
+// Features are what the kernel lets the built-in launcher do.
+func (b *Builtin) Features() Features { return b.features }
+
+// Delete has nothing to do: all that a launch leaves ends with the process.
+func (b *Builtin) Delete(context.Context, string) error { return nil }
+
+// Plan compiles the launch of s, for those who want to read it.
+func (b *Builtin) Plan(spec *specs.Spec, g *cgroup.Group) (*launch.Launch, error) {
+	filter, err := b.filter(spec)
+	if err != nil {
+		return nil, err
+	}
+	o := launch.Options{Hierarchies: b.hierarchies, Seccomp: filter.Bytes(), SeccompFlags: uint64(filter.Flags)}
+	if g != nil {
+		o.CgroupTasks, o.CgroupDir = g.TasksPaths(), g.DirPath()
+	}
+	l, err := launch.Compile(spec, o)
+	if err != nil {
+		return nil, fmt.Errorf("compile launch: %w", err)
+	}
+	return l, nil
+}
+
+func (b *Builtin) filter(spec *specs.Spec) (seccomp.Program, error) {
+	if spec.Linux == nil || spec.Linux.Seccomp == nil {
+		return seccomp.Program{}, nil
+	}
+	p, err := b.filters.Compile(spec.Linux.Seccomp)
+	if err != nil {
+		return p, fmt.Errorf("compile seccomp profile: %w", err)
+	}
+	return p, nil
+}
+
+// Start runs a container's first process.
+func (b *Builtin) Start(ctx context.Context, s Start) (monitor.Process, error) {
+	l, err := b.Plan(s.Spec, s.Group)
+	if err != nil {
+		dropLog(s)
+		return monitor.Process{}, err
+	}
+	in := prepare.Inputs{Rootfs: s.Rootfs, Stdin: s.Stdio.Stdin, Stdout: s.Stdio.Stdout, Stderr: s.Stdio.Stderr}
+	if in.UserNS, err = openUserNS(s.Spec); err != nil {
+		dropLog(s)
+		return monitor.Process{}, err
+	}
+	defer closeFile(in.UserNS)
+	files, err := prepare.Open(ctx, l, in)
+	if err != nil {
+		dropLog(s)
+		return monitor.Process{}, err
+	}
+	defer closeOpened(files)
+	return b.run(ctx, l, files, monitor.Start{ID: s.ID, Log: s.Log, Stdin: s.StdinKeep})
+}
+
+// dropLog closes what the monitor's client would have taken.
+func dropLog(s Start) {
+	closeFile(s.StdinKeep)
+	if s.Log != nil {
+		closeFile(s.Log.File)
+		closeFile(s.Log.Stdout)
+		closeFile(s.Log.Stderr)
+	}
+}
+
+// Exec runs one more process in a running container.
+func (b *Builtin) Exec(ctx context.Context, e Exec) (monitor.Process, error) {
+	filter, err := b.filter(e.Spec)
+	if err != nil {
+		return monitor.Process{}, err
+	}
+	l, err := launch.CompileExec(e.Spec, e.Process, launch.ExecOptions{
+		CgroupTasks: e.Group.TasksPaths(), CgroupDir: e.Group.DirPath(), Seccomp: filter.Bytes(), SeccompFlags: uint64(filter.Flags),
+	})
+	if err != nil {
+		return monitor.Process{}, fmt.Errorf("compile exec: %w", err)
+	}
+	target, err := pidfd.Open(e.PID)
+	if err != nil {
+		return monitor.Process{}, fmt.Errorf("find the container's process: %w", err)
+	}
+	defer func() { _ = target.Close() }()
+	// With the descriptor in hand the id cannot change its owner any more; before, it may
+	// have, and its namespaces would be the host's.
+	start, err := pidfd.StartTime(e.PID)
+	if err == nil && start != e.StartTime {
+		err = errors.New("its id belongs to another process now")
+	}
+	if err != nil {
+		return monitor.Process{}, fmt.Errorf("the container's process %d has ended: %w: %w", e.PID, err, errdef.ErrPhase)
+	}
+	files, err := prepare.Open(ctx, l, prepare.Inputs{
+		Process: target.File(), Stdin: e.Stdio.Stdin, Stdout: e.Stdio.Stdout, Stderr: e.Stdio.Stderr,
+	})
+	if err != nil {
+		return monitor.Process{}, err
+	}
+	defer closeOpened(files)
+	return b.run(ctx, l, files, monitor.Start{ID: e.ID, Ephemeral: true})
+}
+
+// StartInit starts the first process of a pod's shared pid namespace.
+func (b *Builtin) StartInit(ctx context.Context, s Init) (monitor.Process, error) {
+	p := launch.PodInit{
+		CgroupTasks: s.Group.TasksPaths(), CgroupDir: s.Group.DirPath(), UserNamespace: s.Namespaces[namespace.User],
+		Seccomp: podinit.Filter(),
+	}
+	for kind, typ := range map[namespace.Kind]specs.LinuxNamespaceType{namespace.UTS: specs.UTSNamespace, namespace.IPC: specs.IPCNamespace} {
+		if path := s.Namespaces[kind]; path != "" {
+			p.Join = append(p.Join, specs.LinuxNamespace{Type: typ, Path: path})
+		}
+	}
+	l, err := launch.CompilePodInit(p)
+	if err != nil {
+		return monitor.Process{}, fmt.Errorf("compile pod init: %w", err)
+	}
+	program, err := podinit.Program()
+	if err != nil {
+		return monitor.Process{}, err
+	}
+	defer program.Close()
+	files, err := prepare.Open(ctx, l, prepare.Inputs{InitProgram: program})
+	if err != nil {
+		return monitor.Process{}, err
+	}
+	defer closeOpened(files)
+	return b.run(ctx, l, files, monitor.Start{ID: s.ID})
+}
+
+// run hands a launch to the monitor and puts a failed step into words.
+func (b *Builtin) run(ctx context.Context, l *launch.Launch, files *prepare.Files, s monitor.Start) (monitor.Process, error) {
+	s.Plan, s.Files = l.Plan.Marshal(), slices.Clone(files.List)
+	s.PTYAt = slices.IndexFunc(l.Needs, func(n launch.Need) bool { return n.Kind == launch.PTYSocket })
+	if s.TTY = s.PTYAt >= 0; s.TTY {
+		s.Files[s.PTYAt] = nil // the monitor's client puts its socket there
+	}
+	proc, err := b.starter.Start(ctx, s)
+	var step *monitor.StepFailure
+	if !errors.As(err, &step) {
+		return proc, err
+	}
+	err = l.Explain(int(step.Step), step.Errno)
+	if failed, ok := errors.AsType[*launch.StepError](err); ok && failed.Exec {
+		return proc, &ExecError{Code: int32(failed.ExitCode()), Err: err}
+	}
+	return proc, err
+}
+
+// openUserNS opens the user namespace by which volumes are mapped, if there is one.
+func openUserNS(spec *specs.Spec) (*os.File, error) {
+	if spec.Linux == nil {
+		return nil, nil
+	}
+	for _, n := range spec.Linux.Namespaces {
+		if n.Type == specs.UserNamespace && n.Path != "" {
+			f, err := os.Open(n.Path)
+			if err != nil {
+				return nil, fmt.Errorf("open user namespace: %w", err)
+			}
+			return f, nil
+		}
+	}
+	return nil, nil
+}
+
+func closeFile(f *os.File) {
+	if f != nil {
+		_ = f.Close()
+	}
+}
+
+func closeOpened(f *prepare.Files) { _ = f.Close() }

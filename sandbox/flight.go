@@ -1,0 +1,147 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
+)
+
+// flights joins calls for the same key: the first one runs, on a context that outlives
+// its request, and the others get its result. The kubelet retries RunPodSandbox and
+// CreateContainer after its own deadline with the same name and attempt; with flights
+// the retry waits for the work under way instead of being refused.
+type flights struct {
+	wg     sync.WaitGroup
+	mu     sync.Mutex // guards all below
+	run    map[string]*flight
+	closed bool
+}
+
+type flight struct {
+	begun time.Time
+	stage *stage
+	stop  context.CancelFunc
+	done  chan struct{}
+	id    ID
+	err   error
+}
+
+// do runs work for key unless it is running, and waits for its result or for ctx.
+// work gets limit to finish, whatever happens to ctx.
+func (f *flights) do(ctx context.Context, key string, limit time.Duration, work func(context.Context, *stage) (ID, error)) (ID, error) {
+	fl, err := f.join(ctx, key, limit, work)
+	if err != nil {
+		return "", err
+	}
+	select {
+	case <-fl.done:
+		return fl.id, fl.err
+	case <-ctx.Done():
+		return "", fmt.Errorf("%s: still busy with %s after %v; it goes on and a retry joins it: %w",
+			key, fl.stage, time.Since(fl.begun).Round(time.Millisecond), ctx.Err())
+	}
+}
+
+// join finds the flight of key or begins it.
+func (f *flights) join(ctx context.Context, key string, limit time.Duration, work func(context.Context, *stage) (ID, error)) (*flight, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl := f.run[key]; fl != nil {
+		return fl, nil
+	}
+	if f.closed {
+		return nil, fmt.Errorf("%s: the runtime is ending: %w", key, errdef.ErrRetry)
+	}
+	fl := &flight{begun: time.Now(), stage: &stage{}, done: make(chan struct{})}
+	ctx, fl.stop = context.WithTimeout(context.WithoutCancel(ctx), limit)
+	if f.run == nil {
+		f.run = map[string]*flight{}
+	}
+	f.run[key] = fl
+	f.wg.Go(func() { f.fly(ctx, key, fl, work) })
+	return fl, nil
+}
+
+func (f *flights) fly(ctx context.Context, key string, fl *flight, work func(context.Context, *stage) (ID, error)) {
+	defer fl.stop()
+	fl.id, fl.err = work(ctx, fl.stage)
+	f.mu.Lock()
+	delete(f.run, key)
+	f.mu.Unlock()
+	close(fl.done)
+}
+
+// cut cancels the work of key, if it is under way; its callers get the work's error.
+func (f *flights) cut(key string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl := f.run[key]; fl != nil {
+		fl.stop()
+	}
+}
+
+// close cancels all calls, refuses new ones and waits for at most limit. What is still
+// running then ends with the process, and the next start takes it back.
+func (f *flights) close(limit time.Duration) error {
+	f.mu.Lock()
+	f.closed = true
+	running := make([]string, 0, len(f.run))
+	for key, fl := range f.run {
+		running = append(running, fmt.Sprintf("%s: %s", key, fl.stage))
+		fl.stop()
+	}
+	f.mu.Unlock()
+	all := make(chan struct{})
+	go func() { f.wg.Wait(); close(all) }() // ends with the last call, or with the process
+	select {
+	case <-all:
+		return nil
+	case <-time.After(limit):
+		return fmt.Errorf("operations cut off, to be taken back by the next start: %q", running)
+	}
+}
+
+// stage says what an operation is doing now and how long each part took. Any
+// goroutine may read it while its owner goes on.
+type stage struct {
+	mu    sync.Mutex // guards all below
+	name  string
+	since time.Time
+	steps []Step
+}
+
+// enter ends the stage before and begins name.
+func (s *stage) enter(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.close()
+	s.name, s.since = name, time.Now()
+}
+
+func (s *stage) close() {
+	if s.name != "" {
+		s.steps = append(s.steps, Step{Name: s.name, Took: time.Since(s.since)})
+	}
+	s.name = ""
+}
+
+// trace ends the last stage and returns all of them.
+func (s *stage) trace() []Step {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.close()
+	return s.steps
+}
+
+// String names the present stage and its age, for errors and operators.
+func (s *stage) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.name == "" {
+		return "nothing"
+	}
+	return fmt.Sprintf("%q (for %v)", s.name, time.Since(s.since).Round(time.Millisecond))
+}

@@ -1,0 +1,225 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"sync/atomic"
+
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
+)
+
+// pod is a pod's one writer. Its record is changed only inside the gate.
+type pod struct {
+	id    ID
+	gate  gate
+	now   atomic.Pointer[podRecord]
+	stage atomic.Pointer[stage] // of the operation under way, nil for none
+	gone  bool                  // forgotten: a late writer must not bring the record back; inside the gate
+	usage sampler
+}
+
+func newPod(r *podRecord) *pod {
+	p := &pod{id: r.ID, gate: newGate()}
+	p.now.Store(r)
+	return p
+}
+
+func (p *pod) record() *podRecord { return p.now.Load() }
+
+// commitPod makes r the pod's record: durable first, visible second.
+func (s *Service) commitPod(p *pod, r podRecord) error {
+	if p.gone {
+		return fmt.Errorf("pod %s was removed meanwhile: %w", r.ID, errdef.ErrNotFound)
+	}
+	if err := s.podJournal.Write(string(r.ID), &r); err != nil {
+		return fmt.Errorf("pod %s: %w", r.ID, err)
+	}
+	p.now.Store(&r)
+	return nil
+}
+
+// stepPod commits the phase that event leads to.
+func (s *Service) stepPod(p *pod, r podRecord, e podEvent) error {
+	phase, err := nextPod(r.Phase, e)
+	if err != nil {
+		return fmt.Errorf("pod %s: %w", r.ID, err)
+	}
+	r.Phase = phase
+	return s.commitPod(p, r)
+}
+
+// stepPodDown commits a step towards the pod's end. It does so also when the record
+// cannot be written, for want of space or descriptors: else the pod could not be
+// stopped any more. A restarted daemon takes the same steps again.
+func (s *Service) stepPodDown(ctx context.Context, p *pod, r podRecord, e podEvent) error {
+	phase, err := nextPod(r.Phase, e)
+	if err != nil {
+		return fmt.Errorf("pod %s: %w", r.ID, err)
+	}
+	r.Phase = phase
+	if err = s.commitPod(p, r); err == nil || p.gone {
+		return err
+	}
+	klog.FromContext(ctx).Error(err, "Pod's record not written; going on without", "pod", p.id, "phase", phase.String())
+	p.now.Store(&r)
+	return nil
+}
+
+func (r *podRecord) onHostNetwork() bool {
+	return r.Config.Security.Namespaces.Network == ModeNode
+}
+
+func (r *podRecord) ips() []netip.Addr {
+	if r.Attachment == nil {
+		return nil
+	}
+	return r.Attachment.IPs
+}
+
+func (r *podRecord) userns() *UserNamespace { return r.Config.Security.Namespaces.User }
+
+// rootID is the host's user id of the pod's root.
+func (r *podRecord) rootID() uint32 { return hostID(r.userns(), false) }
+
+// rootGID is the host's group id of the pod's root group.
+func (r *podRecord) rootGID() uint32 { return hostID(r.userns(), true) }
+
+func hostID(u *UserNamespace, group bool) uint32 {
+	if u == nil {
+		return 0
+	}
+	maps := u.UIDs
+	if group {
+		maps = u.GIDs
+	}
+	for _, m := range maps {
+		if m.Container == 0 {
+			return m.Host
+		}
+	}
+	return 0
+}
+
+// netNS is the path of the pod's pinned network namespace, or "" when there is none.
+func (r *podRecord) netNS() string {
+	path := r.Namespaces[namespace.Net]
+	if path == "" {
+		return ""
+	}
+	if _, err := namespace.Inode(path); err != nil {
+		return ""
+	}
+	return path
+}
+
+// view is what readers see.
+func (p *pod) view() *PodView {
+	r := p.record()
+	v := &PodView{
+		ID: r.ID, Config: r.Config, State: PodNotReady, CreatedAt: r.CreatedAt, IPs: r.ips(),
+		NetNS: r.Namespaces[namespace.Net], Problem: r.Problem, Trace: r.Trace,
+	}
+	if r.Phase == PodRunning {
+		v.State = PodReady
+	}
+	if st := p.stage.Load(); st != nil {
+		v.Stage = st.String()
+	}
+	return v
+}
+
+// Pod finds a pod by its id or a unique beginning of it.
+func (s *Service) Pod(id ID) (*PodView, error) {
+	p, err := s.pods.get(id)
+	if err != nil {
+		return nil, err
+	}
+	return p.view(), nil
+}
+
+// Pods lists the pods that f selects, oldest first. A pod that is still being set up
+// is not listed: nobody has its id yet.
+func (s *Service) Pods(f PodFilter) []*PodView {
+	var out []*PodView
+	for id, p := range s.pods.all() {
+		r := p.record()
+		if r.Phase == PodCreating || !id.matches(f.ID) || !hasLabels(r.Config.Labels, f.Labels) {
+			continue
+		}
+		v := p.view()
+		if f.State == nil || *f.State == v.State {
+			out = append(out, v)
+		}
+	}
+	slices.SortFunc(out, func(a, b *PodView) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	return out
+}
+
+// PodInfo is the verbose part of a pod's status.
+func (s *Service) PodInfo(_ context.Context, id ID) (map[string]any, error) {
+	p, err := s.pods.get(id)
+	if err != nil {
+		return nil, err
+	}
+	r := p.record()
+	info := map[string]any{
+		"phase": r.Phase.String(), "cgroupParent": r.Parent, "namespaces": r.Namespaces,
+		"runtimeHandler": r.Config.Handler, "trace": r.Trace, "network": r.Attachment,
+	}
+	if r.Init != nil {
+		info["pid"] = r.Init.PID
+	}
+	if r.Problem != "" {
+		info["problem"] = r.Problem
+	}
+	if st := p.stage.Load(); st != nil {
+		info["stage"] = st.String()
+	}
+	return info, nil
+}
+
+// UpdatePodResources records what the kubelet has already given the pod's cgroup.
+func (s *Service) UpdatePodResources(ctx context.Context, id ID, overhead, resources *Resources) error {
+	p, err := s.pods.get(id)
+	if err != nil {
+		return err
+	}
+	if err := p.gate.enter(ctx, "pod "+string(p.id)); err != nil {
+		return err
+	}
+	defer p.gate.leave()
+	r := *p.record()
+	if overhead != nil {
+		r.Config.Overhead = overhead
+	}
+	if resources != nil {
+		r.Config.Resources = resources
+	}
+	return s.commitPod(p, r)
+}
+
+// containersOf are the containers of a pod.
+func (s *Service) containersOf(id ID) []*container {
+	var out []*container
+	for _, c := range s.containers.all() {
+		if c.record().Pod == id {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// ignoreMissing drops the error of taking away what is gone.
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}

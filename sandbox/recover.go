@@ -1,0 +1,311 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
+	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
+	"github.com/cri-runtime/cri-runtime/internal/linux/pidfd"
+	"github.com/cri-runtime/cri-runtime/oci/monitor"
+	"github.com/cri-runtime/cri-runtime/sandbox/journal"
+)
+
+// recover makes the records and the kernel agree after a start of the daemon: what the
+// records know and the kernel lacks has ended, what the kernel has and no record knows
+// is taken away. After a reboot there are no records, and the same code gives back
+// what the old pods had on disk: snapshots and addresses.
+func (s *Service) recover(ctx context.Context) error {
+	if err := s.loadPods(ctx); err != nil {
+		return err
+	}
+	if err := s.loadContainers(ctx); err != nil {
+		return err
+	}
+	known := map[string]monitor.Process{}
+	for _, p := range s.Processes.List() {
+		known[p.ID] = p
+	}
+	for _, c := range s.containers.all() {
+		if err := s.recoverContainer(ctx, c, known); err != nil {
+			klog.FromContext(ctx).Error(err, "Container not put right; its removal tries again", "container", c.id)
+		}
+	}
+	for _, p := range s.pods.all() {
+		s.recoverPod(ctx, p, known)
+	}
+	s.sweep(ctx, known)
+	return nil
+}
+
+func (s *Service) loadPods(ctx context.Context) error {
+	records, damaged, err := s.podJournal.Load()
+	if err != nil {
+		return err
+	}
+	if records, err = s.decode(ctx, records, damaged, podRecordVersion); err != nil {
+		return err
+	}
+	for _, r := range records {
+		var pr podRecord
+		if err := json.Unmarshal(r.Body, &pr); err != nil || pr.ID != ID(r.Name) {
+			klog.FromContext(ctx).Error(err, "Pod record dropped: it cannot be read", "record", r.Name)
+			continue
+		}
+		s.pods.put(pr.ID, newPod(&pr))
+	}
+	return nil
+}
+
+func (s *Service) loadContainers(ctx context.Context) error {
+	records, damaged, err := s.containerJournal.Load()
+	if err != nil {
+		return err
+	}
+	if records, err = s.decode(ctx, records, damaged, containerRecordVersion); err != nil {
+		return err
+	}
+	for _, r := range records {
+		var cr containerRecord
+		if err := json.Unmarshal(r.Body, &cr); err != nil || cr.ID != ID(r.Name) {
+			klog.FromContext(ctx).Error(err, "Container record dropped: it cannot be read", "record", r.Name)
+			continue
+		}
+		s.containers.put(cr.ID, newContainer(&cr))
+	}
+	return nil
+}
+
+// decode tells of damage, and refuses records that a later version wrote: without them
+// the sweep would take their pods for strangers and end them.
+func (s *Service) decode(ctx context.Context, records []journal.Record, damaged []error, version int) ([]journal.Record, error) {
+	for _, err := range damaged {
+		klog.FromContext(ctx).Error(err, "Damaged record left out")
+	}
+	for _, r := range records {
+		if r.Version != version {
+			return nil, fmt.Errorf("record %s has version %d, known here is %d: start the newer program, or drain the node first: %w",
+				r.Name, r.Version, version, errdef.ErrInvalid)
+		}
+	}
+	return records, nil
+}
+
+// recoverContainer puts one container right.
+func (s *Service) recoverContainer(ctx context.Context, c *container, known map[string]monitor.Process) error {
+	r := *c.record()
+	proc, running := known[string(c.id)]
+	switch r.Phase {
+	case PhaseCreating: // nobody has its id
+		return s.discard(ctx, c)
+	case PhaseCreated: // its root is mounted again when it is started
+		return nil
+	case PhaseStarting:
+		if !running {
+			// What the monitor had begun may have outlived it.
+			if err := s.removeCgroup(ctx, r.Cgroup); err != nil {
+				return err
+			}
+			return s.step(c, r, ctrNotStarted)
+		}
+		r.Process = &process{PID: proc.PID, Start: proc.StartTime}
+		r.StartedAt = time.Now()
+		if err := s.step(c, r, ctrStarted); err != nil {
+			return err
+		}
+	case PhaseRunning:
+		if !running {
+			return s.end(ctx, c, s.lost(&r))
+		}
+	case PhaseExited:
+		return s.release(ctx, c)
+	}
+	if e, ended := s.Processes.Exit(string(c.id)); ended {
+		return s.end(ctx, c, e)
+	}
+	return nil
+}
+
+// lost is the end of a process that the monitor does not know. When it is alive all
+// the same, nobody could ever see its end: it is killed rather than left unwatched.
+func (s *Service) lost(r *containerRecord) monitor.Exit {
+	if r.Process != nil {
+		if start, err := pidfd.StartTime(r.Process.PID); err == nil && start == r.Process.Start {
+			if p, err := pidfd.Open(r.Process.PID); err == nil {
+				_ = p.Signal(unix.SIGKILL) // its cgroup is killed next in any case
+				_ = p.Close()
+			}
+		}
+	}
+	return monitor.Exit{At: time.Now(), Code: unknownCode}
+}
+
+// recoverPod puts one pod right. One that was being set up or stopped is torn down; if
+// that cannot be done now, it stays listed as not ready and the kubelet asks again.
+func (s *Service) recoverPod(ctx context.Context, p *pod, known map[string]monitor.Process) {
+	r := *p.record()
+	log := klog.FromContext(ctx).WithValues("pod", p.id)
+	if err := s.checkPod(&r, known); r.Phase == PodRunning && err == nil || r.Phase == PodStopped {
+		return
+	} else if r.Phase == PodRunning {
+		r.Problem = err.Error()
+		log.Error(err, "Pod is not ready any more")
+	}
+	fresh := r.Phase == PodCreating
+	if err := s.stepPodDown(ctx, p, r, podStopAsked); err != nil {
+		log.Error(err, "Pod not put right")
+		return
+	}
+	if !fresh {
+		return // the kubelet stops it
+	}
+	if err := s.tearDown(ctx, p); err != nil {
+		log.Error(err, "Pod that was cut off in its start not taken back; the kubelet asks again")
+		return
+	}
+	if err := s.forgetPod(p); err != nil {
+		log.Error(err, "Pod not forgotten")
+	}
+}
+
+// checkPod says what a ready pod lacks in the kernel.
+func (s *Service) checkPod(r *podRecord, known map[string]monitor.Process) error {
+	for kind, path := range r.Namespaces {
+		if _, err := namespace.Inode(path); err != nil {
+			return fmt.Errorf("%s namespace: %w", kind, err)
+		}
+	}
+	if r.Init != nil {
+		if _, ok := known[initID(r.ID)]; !ok {
+			return fmt.Errorf("the init of its pid namespace: %w", errdef.ErrNotFound)
+		}
+		if _, ended := s.Processes.Exit(initID(r.ID)); ended {
+			return fmt.Errorf("the init of its pid namespace has ended: %w", errdef.ErrPhase)
+		}
+	}
+	return nil
+}
+
+// sweep takes away what no record knows. Each part goes on when another fails.
+func (s *Service) sweep(ctx context.Context, known map[string]monitor.Process) {
+	log := klog.FromContext(ctx)
+	report := func(what string, err error) {
+		if err != nil {
+			log.Error(err, "Leftover not taken away; the next start tries again", "what", what)
+		}
+	}
+	for id := range known {
+		report("process "+id, s.sweepProcess(ctx, id))
+	}
+	for _, key := range s.Snapshots.Keys() {
+		if owner, _, _ := strings.Cut(key, "-"); !s.hasContainer(ID(owner)) {
+			report("snapshot "+key, s.Snapshots.Release(ctx, key))
+		}
+	}
+	var valid []string
+	for id := range s.pods.all() {
+		valid = append(valid, string(id))
+	}
+	report("network attachments", s.Network.GC(ctx, valid))
+	report("pod directories", s.sweepDirs(s.paths.podsDir(), func(id ID) (bool, error) {
+		_, ok := s.pods.all()[id]
+		if ok {
+			return true, nil
+		}
+		return false, errors.Join(s.unmountShm(id), namespace.Unpin(s.paths.pins(id)))
+	}))
+	report("bundles", s.sweepDirs(s.paths.bundlesDir(), func(id ID) (bool, error) { return s.hasContainer(id), s.sweepVolumes(id) }))
+	report("cgroups", s.sweepCgroups(ctx))
+}
+
+func (s *Service) hasContainer(id ID) bool {
+	_, ok := s.containers.all()[id]
+	return ok
+}
+
+// sweepProcess ends a process that belongs to no container and no pod: an exec whose
+// session died with the daemon, or what a lost record was about.
+func (s *Service) sweepProcess(ctx context.Context, id string) error {
+	pod, isInit := strings.CutPrefix(id, "init-")
+	if isInit {
+		if p, ok := s.pods.all()[ID(pod)]; ok && p.record().Init != nil {
+			return nil
+		}
+	} else if s.hasContainer(ID(id)) {
+		return nil
+	}
+	if _, ended := s.Processes.Exit(id); !ended {
+		if err := s.Processes.Signal(id, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, endLimit)
+		defer cancel()
+		select {
+		case <-s.Processes.Done(id):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return s.Processes.Forget(ctx, id)
+}
+
+func (s *Service) sweepDirs(dir string, keep func(ID) (bool, error)) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		kept, err := keep(ID(e.Name()))
+		if err != nil || kept {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, os.RemoveAll(dir+"/"+e.Name()))
+	}
+	return errors.Join(errs...)
+}
+
+// sweepVolumes detaches image volumes of a container that no record knows.
+func (s *Service) sweepVolumes(id ID) error {
+	if s.hasContainer(id) {
+		return nil
+	}
+	entries, err := os.ReadDir(s.paths.bundle(id) + "/volumes")
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	for i := range entries {
+		if err := unix.Unmount(s.paths.volume(id, i), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepCgroups removes pods' cgroups that we made and nobody needs any more.
+func (s *Service) sweepCgroups(ctx context.Context) error {
+	names, err := s.Cgroups.Children(s.CgroupParent)
+	if errors.Is(err, errdef.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		if _, ok := s.pods.all()[ID(name)]; !ok && len(name) == 64 {
+			errs = append(errs, s.removeCgroup(ctx, string(cgroup.Path(s.CgroupParent).Join(name))))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,73 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/klog/v2"
+)
+
+// interceptor is around every call: it gives it a logger, maps its error, logs its end
+// once, and keeps a panic from ending the runtime of a whole node.
+type interceptor struct{ log klog.Logger }
+
+func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	log := i.log.WithValues("method", path.Base(info.FullMethod))
+	defer i.finish(log, path.Base(info.FullMethod), time.Now(), &err)
+	return next(klog.NewContext(ctx, log), req)
+}
+
+func (i interceptor) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	log := i.log.WithValues("method", path.Base(info.FullMethod))
+	defer i.finish(log, path.Base(info.FullMethod), time.Now(), &err)
+	return next(srv, loggedStream{ss, log})
+}
+
+// finish must be deferred itself: recover works only there. Requests and replies are
+// never logged, they hold credentials and environments.
+func (interceptor) finish(log klog.Logger, method string, start time.Time, err *error) {
+	if p := recover(); p != nil {
+		log.Error(fmt.Errorf("panic: %v", p), "handler panicked", "stack", string(debug.Stack()))
+		*err = status.Errorf(codes.Internal, "%s: internal defect, see the log of cri-runtime: %v", method, p)
+	}
+	took := time.Since(start)
+	if *err == nil {
+		log.V(levelOf(method)).Info("call done", "took", took)
+		return
+	}
+	*err = toStatus(*err)
+	s, _ := status.FromError(*err)
+	v := 0
+	if c := s.Code(); c == codes.NotFound || c == codes.Canceled || c == codes.Unimplemented {
+		v = 2 // everyday: polls of what is gone, kubelets that leave, feature probes
+	}
+	log.V(v).Info("call failed", "code", s.Code().String(), "err", s.Message(), "took", took)
+}
+
+// levelOf keeps what a kubelet asks every second out of the way.
+func levelOf(method string) int {
+	for _, s := range []string{"List", "Stream", "Status", "Stats", "Version", "Info", "Config"} {
+		if strings.Contains(method, s) {
+			return 4
+		}
+	}
+	return 2
+}
+
+// loggedStream carries the logger in the stream's context.
+type loggedStream struct {
+	grpc.ServerStream
+	log klog.Logger
+}
+
+// Context adds the call's logger.
+func (s loggedStream) Context() context.Context {
+	return klog.NewContext(s.ServerStream.Context(), s.log)
+}

@@ -1,0 +1,70 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	pb "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/cri/stream"
+)
+
+// maxRequest is the size of the largest request taken: the kubelet's own limit for
+// replies is 16 MiB, and a container's configuration must come back in one.
+const maxRequest = 16<<20 + 64<<10
+
+// defaultGrace is how long calls under way may take when the daemon ends.
+const defaultGrace = 5 * time.Second
+
+// Server serves CRI on a listener.
+type Server struct{ deps Deps }
+
+// New makes a Server. Nothing runs until Serve.
+func New(d Deps) *Server {
+	if d.StreamAddr == "" {
+		d.StreamAddr = "127.0.0.1:0"
+	}
+	if d.StopGrace == 0 {
+		d.StopGrace = defaultGrace
+	}
+	return &Server{deps: d}
+}
+
+// Serve answers calls on l, which it closes, until ctx ends. Then it takes no new
+// calls, cuts streams and exec sessions, gives the rest StopGrace and cuts them too.
+// It returns nil after an end that was asked for.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	sessions, err := stream.Listen(ctx, s.deps.StreamAddr, s.deps.Runtime)
+	if err != nil {
+		_ = l.Close()
+		return fmt.Errorf("serve streams: %w", err)
+	}
+	log := klog.FromContext(ctx)
+	guard := interceptor{log}
+	srv := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.UnaryInterceptor(guard.unary),
+		grpc.StreamInterceptor(guard.stream),
+	)
+	pb.RegisterRuntimeServiceServer(srv, &runtimeService{deps: s.deps, sessions: sessions, stop: ctx.Done()})
+	pb.RegisterImageServiceServer(srv, &imageService{deps: s.deps})
+	log.V(2).Info("serving CRI", "address", l.Addr().String(), "streams", sessions.Addr())
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return srv.Serve(l) })
+	g.Go(func() error { return sessions.Serve(ctx) })
+	g.Go(func() error {
+		<-ctx.Done()
+		// Stop makes a GracefulStop that still waits return as well.
+		cut := time.AfterFunc(s.deps.StopGrace, srv.Stop)
+		defer cut.Stop()
+		srv.GracefulStop()
+		return nil
+	})
+	return g.Wait()
+}

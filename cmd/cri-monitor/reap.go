@@ -1,0 +1,210 @@
+package main
+
+import (
+	"runtime"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/oci/monitor/wire"
+)
+
+// waiter is the thread that waits for children. waitid tells of every child, the
+// ones that were left to us as a subreaper included; SIGCHLD would not do, since
+// the Go runtime takes it on any thread and keeps it from a signalfd.
+type waiter struct {
+	told int // eventfd: a child has ended
+	wake int // eventfd: look again
+}
+
+func newWaiter() (*waiter, unix.Errno) {
+	told, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, errno(err)
+	}
+	again, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, errno(err)
+	}
+	return &waiter{told: told, wake: again}, 0
+}
+
+// run never returns; the process owns it.
+func (w *waiter) run() {
+	runtime.LockOSThread()
+	for {
+		if _, e := peekChild(0); e == 0 {
+			signal(w.told)
+		}
+		// Without children there is nothing to wait for until the next clone; with
+		// an ended one the main thread must reap it first.
+		var b [8]byte
+		_, _ = unix.Read(w.wake, b[:])
+	}
+}
+
+// again lets the thread look again.
+func (w *waiter) again() { signal(w.wake) }
+
+func signal(eventfd int) {
+	one := [8]byte{1}
+	_, _ = unix.Write(eventfd, one[:])
+}
+
+// childInfo is struct siginfo as waitid fills it on 64-bit machines.
+type childInfo struct {
+	signo, errno, code, _ int32
+	pid                   int32
+	uid                   uint32
+	status                int32
+	_                     [25]int32
+}
+
+// waitStatus is what wait4 would give.
+func (i *childInfo) waitStatus() uint32 {
+	const exited, dumped = 1, 3 // CLD_EXITED, CLD_DUMPED
+	switch i.code {
+	case exited:
+		return uint32(i.status&0xff) << 8
+	case dumped:
+		return uint32(i.status&0x7f) | 0x80
+	}
+	return uint32(i.status & 0x7f)
+}
+
+// peekChild looks at an ended child without reaping it.
+func peekChild(flags int) (childInfo, unix.Errno) {
+	for {
+		var info childInfo
+		_, _, e := unix.Syscall6(unix.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)),
+			uintptr(unix.WEXITED|unix.WNOWAIT|flags), 0, 0)
+		if e != unix.EINTR {
+			return info, e
+		}
+	}
+}
+
+// ourChild tells whether waitid knows pid.
+func ourChild(pid int) bool {
+	for {
+		_, _, e := unix.Syscall6(unix.SYS_WAITID, unix.P_PID, uintptr(pid), 0,
+			unix.WEXITED|unix.WNOWAIT|unix.WNOHANG, 0, 0)
+		if e != unix.EINTR {
+			return e == 0
+		}
+	}
+}
+
+// reap takes all ended children. A child stays a zombie until its exit is
+// recorded: if this process is killed in between, whoever inherits the zombie
+// reaps it, and its pidfd tells the next monitor the status.
+func (m *monitor) reap() {
+	drainEvent(m.waiter.told)
+	for {
+		info, e := peekChild(unix.WNOHANG)
+		if e != 0 || info.pid == 0 {
+			break
+		}
+		m.ended1(int(info.pid), wire.Exit{
+			Status: info.waitStatus(), Known: true, At: time.Now().UnixNano(), Boot: bootTime(),
+		})
+		if _, err := unix.Wait4(int(info.pid), nil, 0, nil); err != nil {
+			break
+		}
+	}
+	m.waiter.again()
+}
+
+func (m *monitor) ended1(pid int, x wire.Exit) {
+	if m.byPID[pid] == nil {
+		// It may be a second stage that has not been announced to us yet.
+		m.readLaunches()
+	}
+	if c := m.byPID[pid]; c != nil && c.launch != nil {
+		c.launch.read() // to its end: nobody holds the other end any more
+	}
+	c := m.byPID[pid]
+	if c == nil {
+		m.strays.add(pid, x)
+		return
+	}
+	if c.launch != nil {
+		c.launch.lost()
+		return
+	}
+	delete(m.byPID, pid)
+	c.finish(x)
+}
+
+func drainEvent(fd int) {
+	var b [8]byte
+	_, _ = unix.Read(fd, b[:])
+}
+
+// strays remembers the last children that nobody had asked for, for those who ask
+// late: an OCI runtime's container may have ended before its Adopt arrives.
+type strays struct {
+	last [512]struct {
+		pid  int
+		exit wire.Exit
+	}
+	next int
+}
+
+func (s *strays) add(pid int, x wire.Exit) {
+	s.last[s.next%len(s.last)].pid = pid
+	s.last[s.next%len(s.last)].exit = x
+	s.next++
+}
+
+// strayAge bounds how old a stray's exit may be: pids are used again.
+const strayAge = 60e9
+
+func (s *strays) take(pid int) (wire.Exit, bool) {
+	for i := range s.last {
+		l := &s.last[i]
+		if l.pid == pid && bootTime()-l.exit.Boot < strayAge {
+			l.pid = 0
+			return l.exit, true
+		}
+	}
+	return wire.Exit{}, false
+}
+
+// watchOrphan waits for a process that is not our child.
+func (c *container) watchOrphan() unix.Errno {
+	c.orphan = true
+	id, e := c.m.watch(c.pidfd, handler{orphan: c})
+	c.orphanWatch = id
+	return e
+}
+
+// orphanPatience is how long pid 1 may take to reap.
+const orphanPatience = 5e9
+
+// orphanEnded finds out how an orphan ended. The kernel tells (since 6.15) once
+// somebody has reaped it, which a hang-up on the pidfd announces.
+func (c *container) orphanEnded() {
+	if c.exited || ourChild(c.pid) && c.m.byPID[c.pid] == c {
+		return // reap does it
+	}
+	x := wire.Exit{At: time.Now().UnixNano(), Boot: bootTime()}
+	if c.orphanSeen.Boot == 0 {
+		c.orphanSeen = x
+	}
+	x.At, x.Boot = c.orphanSeen.At, c.orphanSeen.Boot
+	if old, ok := c.m.readRecord(c.id); ok {
+		x = old // the last monitor was killed after it had recorded this
+	} else {
+		status, reaped, able := exitInfo(c.pidfd)
+		if able && !reaped && bootTime()-c.orphanSeen.Boot < orphanPatience {
+			// Only the hang-up from now on; the timer is for a pid 1 that sleeps.
+			c.m.rewatch(c.orphanWatch, c.pidfd, 0)
+			c.m.waiting = true
+			return
+		}
+		x.Status, x.Known = status, able && reaped
+	}
+	c.finish(x)
+}

@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-runtime/cri-runtime/cni"
+	"github.com/cri-runtime/cri-runtime/cri"
+	"github.com/cri-runtime/cri-runtime/image"
+	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
+	"github.com/cri-runtime/cri-runtime/internal/linux/probe"
+	"github.com/cri-runtime/cri-runtime/oci/launch/apparmor"
+	"github.com/cri-runtime/cri-runtime/oci/monitor"
+	"github.com/cri-runtime/cri-runtime/oci/runtime"
+	"github.com/cri-runtime/cri-runtime/oci/spec"
+	"github.com/cri-runtime/cri-runtime/sandbox"
+)
+
+// node is everything, built once, top to bottom, in reading order.
+type node struct {
+	config    config
+	features  probe.Features
+	cgroups   *cgroup.Host
+	images    *image.Store
+	network   *cni.Network
+	monitor   *monitor.Client
+	sandboxes *sandbox.Service
+	server    *cri.Server
+	exits     sync.WaitGroup
+}
+
+// wire builds the node. What was opened is closed again when a later part fails.
+func wire(ctx context.Context, c config) (_ *node, err error) {
+	n := &node{config: c}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close())
+		}
+	}()
+	for _, dir := range []string{c.Root, c.State} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("make directory: %w", err)
+		}
+	}
+	if err := forgetOldBoot(ctx, c.State); err != nil {
+		return nil, err
+	}
+	if n.features, err = probe.Run(ctx, c.Root); err != nil {
+		return nil, fmt.Errorf("probe the kernel: %w", err)
+	}
+	klog.FromContext(ctx).Info("Kernel features found", "features", strings.Join(n.features.Lines(), "; "))
+	if n.cgroups, err = cgroup.Open(ctx); err != nil {
+		return nil, fmt.Errorf("open cgroups: %w", err)
+	}
+	if n.images, err = image.Open(ctx, image.Options{
+		Root: filepath.Join(c.Root, "image"), State: filepath.Join(c.State, "image"), HostsDir: c.RegistryConfig, Pinned: c.Pinned,
+	}); err != nil {
+		return nil, fmt.Errorf("open images: %w", err)
+	}
+	if n.network, err = openNetwork(ctx, c); err != nil {
+		return nil, fmt.Errorf("open network: %w", err)
+	}
+	if n.monitor, err = n.connectMonitor(ctx); err != nil {
+		return nil, err
+	}
+	// Exits that come while the records are read wait for them.
+	opened := make(chan struct{})
+	n.monitor.OnExit(func(id string, e monitor.Exit) {
+		n.exits.Go(func() {
+			<-opened
+			if n.sandboxes != nil {
+				n.sandboxes.Exited(ctx, id, e)
+			}
+		})
+	})
+	n.sandboxes, err = n.openSandboxes(ctx)
+	close(opened)
+	if err != nil {
+		return nil, fmt.Errorf("open sandboxes: %w", err)
+	}
+	n.server = cri.New(cri.Deps{
+		Runtime: n.sandboxes, Images: n.images, Version: strings.TrimPrefix(version, "v"), StateDir: c.Root, StreamAddr: c.StreamAddr,
+	})
+	return n, nil
+}
+
+func openNetwork(ctx context.Context, c config) (*cni.Network, error) {
+	nc := cni.Config{
+		ConfDir: c.CNIConf, BinDirs: c.CNIBin, CacheDir: filepath.Join(c.Root, "cni"), StateDir: filepath.Join(c.State, "cni"),
+		Builtin: map[string]cni.Builtin{"missing": cni.WhenMissing, "always": cni.Always, "off": cni.Off}[c.CNIBuiltin],
+	}
+	if c.Network == "builtin" {
+		nc.Default, nc.Builtin = &cni.DefaultNetwork{}, cni.Always
+	}
+	return cni.New(ctx, nc)
+}
+
+// connectMonitor finds or starts the monitor, in a cgroup of its own: stopping the
+// daemon's must not end it.
+func (n *node) connectMonitor(ctx context.Context) (*monitor.Client, error) {
+	g, err := n.cgroups.Create(cgroup.Path(n.config.CgroupParent).Join("monitor"), cgroup.Resources{})
+	if err != nil {
+		return nil, fmt.Errorf("make cgroup of the monitor: %w", err)
+	}
+	defer g.Close()
+	dirs := []string{}
+	for _, tasks := range g.TasksPaths() {
+		dirs = append(dirs, filepath.Dir(tasks))
+	}
+	if d := g.DirPath(); d != "" {
+		dirs = append(dirs, d)
+	}
+	m, err := monitor.Connect(ctx, monitor.Config{StateDir: filepath.Join(n.config.State, "monitor"), Binary: n.config.Monitor, CgroupDirs: dirs})
+	if err != nil {
+		return nil, fmt.Errorf("connect to the monitor: %w", err)
+	}
+	return m, nil
+}
+
+func (n *node) openSandboxes(ctx context.Context) (*sandbox.Service, error) {
+	c := n.config
+	builtin := runtime.NewBuiltin(n.monitor, n.cgroups, runtime.Features{
+		UserNamespaces: n.features.UserNamespaces, RecursiveReadOnly: n.features.RecursiveReadOnly,
+	})
+	runtimes := map[string]sandbox.Runtime{builtinRuntime: builtin}
+	for _, name := range slices.Sorted(maps.Keys(c.Runtimes)) {
+		rt, err := n.external(ctx, name, c.Runtimes[name])
+		if err != nil {
+			return nil, err
+		}
+		runtimes[name] = rt
+	}
+	caps, err := ownCapabilities()
+	if err != nil {
+		return nil, err
+	}
+	_, writable, err := n.images.FsUsage()
+	if err != nil {
+		return nil, fmt.Errorf("find the writable layers: %w", err)
+	}
+	return sandbox.Open(ctx, sandbox.Config{
+		State: filepath.Join(c.State, "sandbox"), CgroupParent: cgroup.Path(c.CgroupParent), Driver: cgroup.Cgroupfs, SeccompDir: c.SeccompDir,
+		Images: n.images, Snapshots: n.images, Network: n.network, Processes: n.monitor, Streams: n.monitor, Cgroups: n.cgroups,
+		Runtimes: runtimes, Default: c.DefaultRuntime, Init: builtin, Security: security{apparmor.New()}, Capabilities: caps,
+		Info: map[string]any{"version": version, "config": c, "kernel": n.features},
+		Features: sandbox.NodeFeatures{
+			UserNamespaces: n.features.UserNamespaces, RecursiveReadOnly: n.features.RecursiveReadOnly, IDMap: n.features.IDMap, PSI: n.features.PSI,
+		},
+	}, writable.Path)
+}
+
+// external wires a runtime handler that is an OCI runtime program.
+func (n *node) external(ctx context.Context, name, program string) (sandbox.Runtime, error) {
+	return runtime.NewCLI(ctx, runtime.CLIConfig{
+		Name: name, Program: program, Dir: filepath.Join(n.config.State, "oci", name), Parent: n.monitor,
+		Kernel: runtime.Features{UserNamespaces: n.features.UserNamespaces, RecursiveReadOnly: n.features.RecursiveReadOnly},
+	})
+}
+
+// close ends everything that was opened, last first. Pods go on running.
+func (n *node) close() error {
+	var errs []error
+	if n.sandboxes != nil {
+		errs = append(errs, n.sandboxes.Close())
+	}
+	if n.monitor != nil {
+		errs = append(errs, n.monitor.Close())
+	}
+	n.exits.Wait()
+	if n.network != nil {
+		errs = append(errs, n.network.Close())
+	}
+	if n.images != nil {
+		errs = append(errs, n.images.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// security gives this node's profiles.
+type security struct{ appArmor *apparmor.Host }
+
+func (security) Seccomp(caps []string) *specs.LinuxSeccomp {
+	return spec.DefaultSeccomp(goruntime.GOARCH, caps)
+}
+
+func (s security) AppArmor(ctx context.Context) (string, error) {
+	if !s.appArmor.Enabled() {
+		return "", nil
+	}
+	return s.appArmor.EnsureDefault(ctx)
+}
+
+func (s security) AppArmorLoaded(name string) (bool, error) { return s.appArmor.Loaded(name) }
+
+// ownCapabilities are what this process may hand on: its bounding set.
+func ownCapabilities() ([]string, error) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil, fmt.Errorf("read own capabilities: %w", err)
+	}
+	for line := range strings.Lines(string(status)) {
+		hex, ok := strings.CutPrefix(line, "CapBnd:")
+		if !ok {
+			continue
+		}
+		mask, err := strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
+		if err != nil {
+			return nil, fmt.Errorf("read own capabilities: %w", err)
+		}
+		var caps []string
+		for bit, name := range spec.CapabilityNames() {
+			if mask>>bit&1 == 1 {
+				caps = append(caps, name)
+			}
+		}
+		return caps, nil
+	}
+	return nil, errors.New("read own capabilities: no CapBnd in /proc/self/status")
+}

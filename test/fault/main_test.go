@@ -1,0 +1,10 @@
+package fault
+
+import (
+	"os"
+	"testing"
+
+	"github.com/cri-runtime/cri-runtime/test/container/node"
+)
+
+func TestMain(m *testing.M) { os.Exit(node.Main(m, "fault")) }

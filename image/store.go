@@ -47,7 +47,8 @@ type Store struct {
 	seq    uint64
 	now    atomic.Pointer[view]
 
-	pulls pulls
+	pulls    pulls
+	progress *progress
 }
 
 // record is an image on disk. The config is kept as it came, so that its digest tells
@@ -96,7 +97,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{opt: o, snaps: snaps, images: map[ID]*entry{}}
+	s := &Store{opt: o, snaps: snaps, images: map[ID]*entry{}, progress: newProgress()}
 	s.client = registry.New(registry.Config{HostsDir: o.HostsDir, Stall: o.Stall, UserAgent: o.UserAgent})
 	s.pulls.init(ctx)
 	if err := s.load(ctx); err != nil {

@@ -241,7 +241,7 @@ func (s *Store) manifest(ctx context.Context, sess *registry.Session, r referenc
 }
 
 func (s *Store) config(ctx context.Context, sess *registry.Session, d descriptor) (raw []byte, err error) {
-	err = s.transfer(ctx, sess, d, func(v *content.Verifier) (err error) {
+	err = s.transfer(ctx, sess, d, nil, func(v *content.Verifier) (err error) {
 		raw, err = io.ReadAll(v) // check bounded the size
 		return err
 	})
@@ -249,40 +249,6 @@ func (s *Store) config(ctx context.Context, sess *registry.Session, d descriptor
 		return nil, fmt.Errorf("get image config: %w", err)
 	}
 	return raw, nil
-}
-
-// transfer reads a blob. If it is not what its digest says, all of it is read anew from
-// the next host that may have it: a mirror with a damaged disk shall not stop the node.
-func (s *Store) transfer(ctx context.Context, sess *registry.Session, d descriptor, use func(*content.Verifier) error) error {
-	var wrong []string
-	for {
-		blob := sess.Blob(ctx, d.Digest, d.Size)
-		v, err := content.Verify(blob, d.Digest, d.Size)
-		if err != nil {
-			return err
-		}
-		err = use(v)
-		mismatch := false
-		if errors.Is(err, errdef.ErrInvalid) {
-			// Damage shows itself in the decoder first; the digest tells whose fault it is.
-			if e := v.Drain(); errors.Is(e, content.ErrMismatch) {
-				err, mismatch = e, true
-			}
-		}
-		_ = blob.Close() // a Read would have told
-		if mismatch {
-			host, more := blob.Mismatched()
-			wrong = append(wrong, host)
-			if more {
-				continue
-			}
-			return fmt.Errorf("blob %s from %s: %w", d.Digest, strings.Join(wrong, ", then from "), err)
-		}
-		if err != nil && len(wrong) > 0 {
-			return fmt.Errorf("%w (the blob from %s did not match its digest)", err, strings.Join(wrong, ", "))
-		}
-		return err
-	}
 }
 
 // fetchLayers gets all layers, several at once, each held once.
@@ -342,7 +308,7 @@ func (s *Store) layer(ctx context.Context, sess *registry.Session, d descriptor,
 // unpack is the pipeline of one layer: fetch, hash, decompress, hash, apply. ids are its
 // diff ID and the chain ID of the stack that it tops.
 func (s *Store) unpack(ctx context.Context, sess *registry.Session, d descriptor, ids [2]Digest) (l *snapshot.Layer, err error) {
-	err = s.transfer(ctx, sess, d, func(packed *content.Verifier) (err error) {
+	err = s.transfer(ctx, sess, d, nil, func(packed *content.Verifier) (err error) {
 		tar, err := layer.Decompress(packed)
 		if err != nil {
 			return err

@@ -108,7 +108,14 @@ func (s *Session) readAll(ctx context.Context, resp *http.Response) ([]byte, err
 // at the next host if there is one, and refuses answers of another length; what it
 // reads is not verified. It belongs to one goroutine, which closes it.
 func (s *Session) Blob(ctx context.Context, d digest.Digest, size int64) *Blob {
-	return &Blob{ctx: ctx, s: s, digest: d, size: size}
+	return &Blob{ctx: ctx, s: s, digest: d, size: size, observer: unobserved{}}
+}
+
+// Observe sets who is told how the transfer goes, before the first Read; nil is nobody.
+func (b *Blob) Observe(o Observer) {
+	if o != nil {
+		b.observer = o
+	}
 }
 
 // Mismatched says that what was read does not match the digest. The host that served it,
@@ -132,6 +139,8 @@ type Blob struct {
 	s      *Session
 	digest digest.Digest
 	size   int64
+
+	observer Observer
 
 	off   int64
 	fails int   // since the last progress
@@ -167,6 +176,7 @@ func (b *Blob) Read(p []byte) (int, error) {
 		}
 		if n > 0 {
 			b.fails = 0
+			b.observer.Bytes(int64(n), false)
 		}
 		if err != nil {
 			b.disconnect()
@@ -212,7 +222,9 @@ func (b *Blob) retry(cause error, broke bool) {
 		b.err = cause
 		return
 	}
-	t := time.NewTimer(b.s.cfg.Backoff << (b.fails - 1))
+	wait := b.s.cfg.Backoff << (b.fails - 1)
+	b.observer.Waiting(cause.Error(), time.Now().Add(wait))
+	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -250,8 +262,10 @@ func (b *Blob) connect() error {
 		b.watch.Stop()
 		if err != nil {
 			b.disconnect()
+			return err
 		}
-		return err
+		b.observer.Host(h.URL.Host)
+		return nil
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cri-runtime/cri-runtime/image/registry"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
 
@@ -168,9 +169,34 @@ func (p *progress) list() []PullStatus {
 	return list
 }
 
+func (p *progress) find(ref string) (PullStatus, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var found *pullProgress
+	for t := range p.running {
+		if t.ref == ref && (found == nil || found.number < t.number) {
+			found = t
+		}
+	}
+	if found == nil {
+		return PullStatus{}, false
+	}
+	return found.status(), true
+}
+
 // Pulls shows the pulls in flight and the last few that ended within a quarter of an
 // hour, oldest first. It waits for none of them.
 func (s *Store) Pulls() []PullStatus { return s.progress.list() }
+
+// Pulling shows the pull of a reference that is in flight, the latest if there are several
+// with different credentials.
+func (s *Store) Pulling(ref string) (PullStatus, bool) {
+	r, err := parseRef(ref)
+	if err != nil {
+		return PullStatus{}, false
+	}
+	return s.progress.find(r.String())
+}
 
 // PullCounts gives sums over the life of the daemon.
 func (s *Store) PullCounts() PullCounts {
@@ -296,8 +322,11 @@ type source struct {
 	wait atomic.Pointer[WaitStatus]
 }
 
-// Host notes who is asked now.
+// Host notes who answered; a wait is over.
 func (s *source) Host(host string) {
+	if s.wait.Load() != nil {
+		s.wait.Store(nil)
+	}
 	if h := s.host.Load(); h == nil || h.name != host {
 		s.host.Store(s.all.host(host))
 	}
@@ -329,6 +358,9 @@ func (s *source) Waiting(reason string, until time.Time) {
 	s.wait.Store(w)
 }
 
+// Restarted has nothing to take back: what came was transferred.
+func (s *source) Restarted() {}
+
 func (s *source) name() string {
 	if h := s.host.Load(); h != nil {
 		return h.name
@@ -351,17 +383,31 @@ type layerProgress struct {
 	rate                    meter
 }
 
-// attempt begins a transfer; what another attempt counted is void, for it was damaged.
-func (l *layerProgress) attempt() {
+var _ registry.Observer = (*layerProgress)(nil)
+
+// started notes that the layer's turn has come.
+func (l *layerProgress) started() {
+	if *l.state.Load() == LayerWaiting {
+		l.state.Store(new(LayerDownloading))
+	}
+}
+
+// Host notes who answered.
+func (l *layerProgress) Host(host string) {
+	l.started()
+	l.source.Host(host)
+}
+
+// Restarted begins to count anew: what came was damaged.
+func (l *layerProgress) Restarted() {
 	l.done.Store(0)
 	l.resumed.Store(0)
 	l.unpacked.Store(0)
-	l.state.Store(new(LayerDownloading))
-	l.Waiting("", time.Time{})
 }
 
 // Bytes counts what came of the blob, as it is transferred.
 func (l *layerProgress) Bytes(n int64, resumed bool) {
+	l.started()
 	l.source.Bytes(n, resumed)
 	l.done.Add(n)
 	if resumed {
@@ -387,8 +433,8 @@ func (l *layerProgress) shared() {
 	l.Waiting("", time.Time{})
 }
 
-// unpack counts what is read from r, the layer's tar.
-func (l *layerProgress) unpack(r io.Reader) io.Reader { return &countedReader{r, &l.unpacked} }
+// unpacking counts what is read from r, the layer's tar.
+func (l *layerProgress) unpacking(r io.Reader) io.Reader { return &countedReader{r, &l.unpacked} }
 
 func (l *layerProgress) status(now time.Time) LayerStatus {
 	s := LayerStatus{

@@ -1,34 +1,40 @@
 // Package snapshot keeps unpacked layers and the writable directories above them, for
-// overlay. It mounts nothing.
+// overlay. Layers are kept in one of two formats, see Format.
 //
 // A layer stays as long as something holds it: an image, a snapshot, a running pull.
-// A layer's record is written only after its files are synced, so a recorded layer is
-// whole even after a power cut. A snapshot's record lives on tmpfs and its writable
-// layer dies with the boot.
+// Its record says that its files are whole. Publish writes it to tmpfs, where it
+// survives the end of the process; Sync writes it below the root, after the files are
+// synced, so that such a layer is whole even after a power cut. A snapshot's record lives
+// on tmpfs and its writable layer dies with the boot.
 //
-// On disk: root/layers/N.json and root/l/N (a layer's tree; short, since mount options
-// before Linux 6.7 must fit a page), root/s/N/{u,w} and state/snapshots/KEY.json,
-// root/trash/* on its way out. What has a tree and no record is removed by Open. One
-// goroutine empties the trash; Close awaits it.
+// An EROFS layer in use is mounted once, detached: the descriptor is all there is of that
+// mount, and it ends with the last snapshot that asked for it, or with the process. An
+// index is compared with its recorded checksum before the kernel sees it. Nothing else
+// is mounted, but for the trial of Open.
+//
+// On disk: root/layers/N.json or state/layers/N.json, and root/l/N (a tree) or
+// root/l/N.tar and root/l/N.idx; root/s/N/{u,w} and state/snapshots/KEY.json;
+// root/trash/* on its way out. What has files and no record is removed by Open. One
+// goroutine empties the trash, others measure writable layers; Close awaits them.
 package snapshot
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/image/content"
 	"github.com/cri-runtime/cri-runtime/image/layer"
-	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
 
 const recordVersion = 1
@@ -36,81 +42,94 @@ const recordVersion = 1
 // emptyLayer is the lower directory of an image without layers: overlay wants one.
 const emptyLayer = "0"
 
-// Layer describes a layer's tree. It is never changed once others see it.
+// Layer describes a layer. It is never changed once Publish is done with it.
 type Layer struct {
 	Version int           `json:"version"`
-	Name    string        `json:"name"` // of its directory
+	Name    string        `json:"name"` // of its files
 	DiffID  digest.Digest `json:"diffID"`
-	// Chain, of this layer and those below, is set when the tree depends on them: it has
-	// directories whose attributes the layer itself does not say, or copies of files that
-	// it links to. Such a tree is shared by chain ID, all others by diff ID.
+	// Chain, of this layer and those below, is set when the files depend on them: there
+	// are directories whose attributes the layer itself does not say, or copies of files
+	// that it links to. Such a layer is shared by chain ID, all others by diff ID.
 	Chain      digest.Digest `json:"chain,omitempty"`
-	Bytes      uint64        `json:"bytes"`
-	Inodes     uint64        `json:"inodes"`
+	Bytes      uint64        `json:"bytes"`  // on disk
+	Inodes     uint64        `json:"inodes"` // on disk
 	Root       *layer.Attr   `json:"root,omitempty"`
 	OpaqueRoot bool          `json:"opaqueRoot,omitempty"`
+	EROFS      *Files        `json:"erofs,omitempty"` // nil: a directory
+	// Damaged says that the layer stays for the snapshots that have it, and is not to
+	// be used anew. Such a record is on tmpfs only.
+	Damaged bool `json:"damaged,omitempty"`
 
-	open   layer.Open // until Commit has settled it; belongs to Store.commit
-	broken error      // settling failed half-way; belongs to Store.commit
+	open   *unfinished // until Publish has finished it; belongs to Store.publish
+	broken error       // finishing failed half-way; belongs to Store.publish
+}
+
+// Files are those of an EROFS layer.
+type Files struct {
+	Tar   int64         `json:"tar"`   // length of the layer's stream, from the start of the tar file
+	Data  int64         `json:"data"`  // length of the tar file: what follows the stream are copies from lower layers and such
+	Index int64         `json:"index"` // length of the index
+	Sum   digest.Digest `json:"sum"`   // of the index
 }
 
 // Options say where and how much.
 type Options struct {
 	Root, State string
 	Layer       layer.Options
+	Format      Format // of new layers; "" is Auto
 }
+
+// phase says how much a layer's record survives.
+type phase int
+
+const (
+	fresh     phase = iota + 1 // there is none yet
+	published                  // the end of the process
+	durable                    // a power cut
+)
 
 type held struct {
 	*Layer
-	refs     int
-	recorded bool
+	refs  int
+	phase phase
+	lower lower
 }
 
 // Store keeps layers and snapshots.
 type Store struct {
 	opt     Options
-	layers  *content.Records
-	records *content.Records
+	formats map[Format]format
+	reason  string           // why Auto is not EROFS
+	layers  *content.Records // durable
+	recent  *content.Records // published
+	records *content.Records // of snapshots
 	trash   *trash
 	usage   usage
 
-	commit sync.Mutex // held by Commit: one sync at a time, each covers all before it
+	publish sync.Mutex // held to finish and publish layers
+	syncing sync.Mutex // held by Sync: the second of two finds its layers done
 
-	mu    sync.Mutex
-	ready bool // Collect ran: from now on a layer without holds is deleted
-	next  uint64
-	held  map[string]*held // by name
-	byKey map[digest.Digest]*held
-	snaps map[string]*snap // nil while being made or released
+	mu     sync.Mutex
+	ready  bool // Collect ran: from now on a layer without holds is deleted
+	next   uint64
+	making map[string]bool  // names of what has neither record nor hold yet
+	held   map[string]*held // by name
+	byKey  map[digest.Digest]*held
+	snaps  map[string]*snap // nil while being made or released
 }
 
 // Open reads what is there and sets aside what a crash or a reboot left.
 func Open(ctx context.Context, o Options) (*Store, error) {
-	s := &Store{opt: o, held: map[string]*held{}, byKey: map[digest.Digest]*held{}, snaps: map[string]*snap{}}
-	for _, d := range []string{o.Root, s.dir("l"), s.dir("s"), s.dir("trash"), o.State} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("make store directory: %w", err)
-		}
-	}
-	for _, d := range []string{o.Root, o.State} {
-		// Set-uid programs of images must not be reachable for users (CVE-2021-41103).
-		if err := os.Chmod(d, 0o700); err != nil { // #nosec G302 -- a directory
-			return nil, fmt.Errorf("close store directory: %w", err)
-		}
+	s := &Store{opt: o, making: map[string]bool{}, held: map[string]*held{}, byKey: map[digest.Digest]*held{}, snaps: map[string]*snap{}}
+	if err := s.makeDirs(); err != nil {
+		return nil, err
 	}
 	spread(ctx, s.dir("l"))
-	var err error
-	if s.layers, err = content.OpenRecords(s.dir("layers"), true); err != nil {
-		return nil, err
-	}
-	if s.records, err = content.OpenRecords(filepath.Join(o.State, "snapshots"), false); err != nil {
-		return nil, err
-	}
 	s.trash = newTrash(s.dir("trash"))
-	if err := content.Each(ctx, s.layers, s.loadLayer); err != nil {
+	if err := s.chooseFormat(ctx); err != nil {
 		return nil, err
 	}
-	if err := content.Each(ctx, s.records, s.loadSnap); err != nil {
+	if err := s.load(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.sweep(); err != nil {
@@ -124,11 +143,54 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-// Close stops deleting and measuring and waits for both to end.
+func (s *Store) makeDirs() (err error) {
+	for _, d := range []string{s.opt.Root, s.dir("l"), s.dir("s"), s.dir("trash"), s.opt.State} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("make store directory: %w", err)
+		}
+	}
+	for _, d := range []string{s.opt.Root, s.opt.State} {
+		// Set-uid programs of images must not be reachable for users (CVE-2021-41103).
+		if err := os.Chmod(d, 0o700); err != nil { // #nosec G302 -- a directory
+			return fmt.Errorf("close store directory: %w", err)
+		}
+	}
+	if s.layers, err = content.OpenRecords(s.dir("layers"), true); err != nil {
+		return err
+	}
+	if s.recent, err = content.OpenRecords(filepath.Join(s.opt.State, "layers"), false); err != nil {
+		return err
+	}
+	s.records, err = content.OpenRecords(filepath.Join(s.opt.State, "snapshots"), false)
+	return err
+}
+
+func (s *Store) load(ctx context.Context) error {
+	if err := content.Each(ctx, s.layers, func(name string, l *Layer) error { return s.loadLayer(ctx, name, l, durable) }); err != nil {
+		return err
+	}
+	if err := content.Each(ctx, s.recent, func(name string, l *Layer) error { return s.loadLayer(ctx, name, l, published) }); err != nil {
+		return err
+	}
+	return content.Each(ctx, s.records, s.loadSnap)
+}
+
+// Close stops deleting and measuring, waits for both to end, and unmounts the layers.
+// What is mounted on them goes on.
 func (s *Store) Close() error {
 	s.usage.close()
-	return s.trash.close()
+	errs := []error{s.trash.close()}
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.held))
+	s.mu.Unlock()
+	for _, h := range all {
+		errs = append(errs, h.lower.close())
+	}
+	return errors.Join(errs...)
 }
+
+// Chosen tells the format of new layers, and why it is not EROFS if that was to be seen.
+func (s *Store) Chosen() (f Format, reason string) { return s.opt.Format, s.reason }
 
 func (s *Store) dir(name string) string      { return filepath.Join(s.opt.Root, name) }
 func (s *Store) layerDir(name string) string { return filepath.Join(s.opt.Root, "l", name) }
@@ -141,7 +203,7 @@ func keyOf(diff, chain digest.Digest) digest.Digest {
 	return diff
 }
 
-func (s *Store) loadLayer(name string, l *Layer) error {
+func (s *Store) loadLayer(ctx context.Context, name string, l *Layer, p phase) error {
 	if l.Version != recordVersion || l.Name != name {
 		return fmt.Errorf("layer record %s: version %d, name %q", name, l.Version, l.Name)
 	}
@@ -152,20 +214,32 @@ func (s *Store) loadLayer(name string, l *Layer) error {
 	if _, err := content.Parse(string(l.DiffID)); err != nil {
 		return err
 	}
-	fi, err := os.Lstat(s.layerDir(name))
-	if err == nil && !fi.IsDir() {
-		err = unix.ENOTDIR
-	}
-	if err != nil {
-		return fmt.Errorf("layer %s has no tree: %w: %w", name, err, errdef.ErrNotFound)
-	}
 	s.next = max(s.next, n)
-	h := &held{Layer: l, recorded: true}
-	s.held[name], s.byKey[l.key()] = h, h
-	return nil
+	if h := s.held[name]; h != nil {
+		// The process ended between the two steps of Sync, or of Damaged.
+		if l.Damaged {
+			return s.damagedLocked(name)
+		}
+		return s.recent.Delete(name)
+	}
+	err = s.formatOf(l).verify(ctx, l, false)
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		return fmt.Errorf("layer %s: %w", name, err)
+	}
+	h := &held{Layer: l, phase: p}
+	s.held[name] = h
+	if !l.Damaged {
+		s.offerLocked(h)
+	}
+	if err == nil {
+		return nil
+	}
+	// Not dropped yet: a container may run on it, and what it has written shall stay.
+	klog.FromContext(ctx).Error(err, "Layer found damaged", "layer", l.DiffID, "name", name)
+	return s.damagedLocked(name)
 }
 
-// sweep sets aside trees without a record.
+// sweep sets aside files without a record.
 func (s *Store) sweep() error {
 	for _, d := range []string{"l", "s"} {
 		es, err := os.ReadDir(s.dir(d))
@@ -173,10 +247,11 @@ func (s *Store) sweep() error {
 			return fmt.Errorf("list store: %w", err)
 		}
 		for _, e := range es {
-			if n, err := strconv.ParseUint(e.Name(), 36, 64); err == nil {
+			name, _, _ := strings.Cut(e.Name(), ".")
+			if n, err := strconv.ParseUint(name, 36, 64); err == nil {
 				s.next = max(s.next, n)
 			}
-			if d == "l" && (e.Name() == emptyLayer || s.held[e.Name()] != nil) || d == "s" && s.owned(e.Name()) {
+			if s.owned(d, e.Name()) {
 				continue
 			}
 			if err := s.trash.put(filepath.Join(s.dir(d), e.Name())); err != nil {
@@ -187,217 +262,45 @@ func (s *Store) sweep() error {
 	return nil
 }
 
+// owned tells whether what is in the directory l or s is known. The caller holds s.mu,
+// or is Open.
+func (s *Store) owned(dir, file string) bool {
+	name, _, _ := strings.Cut(file, ".")
+	if s.making[name] {
+		return true
+	}
+	if dir == "s" {
+		for _, sn := range s.snaps {
+			if sn != nil && sn.Write == file {
+				return true
+			}
+		}
+		return false
+	}
+	h := s.held[name]
+	switch {
+	case name == emptyLayer:
+		return file == emptyLayer
+	case h == nil:
+		return false
+	case h.EROFS != nil:
+		return file == name+tarSuffix || file == name+indexSuffix
+	}
+	return file == name
+}
+
+// newName gives a name that done makes known or gives up.
 func (s *Store) newName() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.next++
-	return strconv.FormatUint(s.next, 36)
+	name := strconv.FormatUint(s.next, 36)
+	s.making[name] = true
+	return name
 }
 
-// Hold finds a layer by its diff ID, or by its chain if it depends on what is below,
-// and keeps it from being deleted until Drop.
-func (s *Store) Hold(diff, chain digest.Digest) (*Layer, bool) {
+func (s *Store) done(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h := s.byKey[diff]
-	if h == nil {
-		h = s.byKey[keyOf(diff, chain)]
-	}
-	if h == nil {
-		return nil, false
-	}
-	h.refs++
-	return h.Layer, true
-}
-
-// Retain holds layers once more.
-func (s *Store) Retain(ls []*Layer) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range ls {
-		s.held[l.Name].refs++
-	}
-}
-
-// Find gives the layer of a recorded name, and holds it.
-func (s *Store) Find(name string) (*Layer, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	h := s.held[name]
-	if h == nil {
-		return nil, false
-	}
-	h.refs++
-	return h.Layer, true
-}
-
-// Drop gives up holds and deletes layers that nothing holds any more.
-func (s *Store) Drop(ls []*Layer) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var errs []error
-	for _, l := range ls {
-		h := s.held[l.Name]
-		if h.refs--; h.refs == 0 && s.ready {
-			errs = append(errs, s.deleteLocked(h))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// Collect deletes recorded layers that nothing holds: call it once after Open, when
-// images have retaken their holds.
-func (s *Store) Collect() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ready = true
-	var errs []error
-	for _, h := range s.held {
-		if h.refs == 0 {
-			errs = append(errs, s.deleteLocked(h))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// deleteLocked removes the record before the tree: a record says that all is there.
-func (s *Store) deleteLocked(h *held) error {
-	delete(s.held, h.Name)
-	if s.byKey[h.key()] == h {
-		delete(s.byKey, h.key())
-	}
-	if h.recorded {
-		if err := s.layers.Delete(h.Name); err != nil {
-			return err
-		}
-	}
-	return s.trash.put(s.layerDir(h.Name))
-}
-
-// Unpack applies a tar stream to a new layer, held once. The caller has verified the
-// stream when r ends without an error. It is recorded by Commit.
-func (s *Store) Unpack(ctx context.Context, diff, chain digest.Digest, r io.Reader) (*Layer, error) {
-	name := s.newName()
-	dir := s.layerDir(name)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make layer directory: %w", err)
-	}
-	err := os.Chmod(dir, 0o755) // #nosec G302 -- below a directory of ours that is 0700
-	var res *layer.Result
-	if err == nil {
-		res, err = layer.Apply(ctx, dir, r, s.opt.Layer)
-	}
-	if err != nil {
-		return nil, errors.Join(err, s.trash.put(dir))
-	}
-	l := &Layer{Version: recordVersion, Name: name, DiffID: diff, Bytes: res.Bytes + 4096, Inodes: res.Inodes + 1,
-		Root: res.Root, OpaqueRoot: res.OpaqueRoot, open: res.Open}
-	if l.open.Any() {
-		l.Chain = chain
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	h := &held{Layer: l, refs: 1}
-	s.held[name] = h
-	if s.byKey[l.key()] == nil {
-		s.byKey[l.key()] = h // other pulls may use it; whoever commits first records it
-	}
-	return l, nil
-}
-
-// Commit makes the layers of one image durable, bottom first. It settles what a layer
-// left open, syncs once, then writes the records.
-func (s *Store) Commit(ctx context.Context, ls []*Layer) error {
-	s.commit.Lock()
-	defer s.commit.Unlock()
-	var fresh []*held
-	s.mu.Lock()
-	for _, l := range ls {
-		if h := s.held[l.Name]; !h.recorded {
-			fresh = append(fresh, h)
-		}
-	}
-	s.mu.Unlock()
-	if len(fresh) == 0 {
-		return nil
-	}
-	for i, l := range ls {
-		if err := s.settle(l, ls[:i]); err != nil {
-			return err
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("commit layers: %w", err)
-	}
-	if err := s.sync(); err != nil {
-		return err
-	}
-	for _, h := range fresh {
-		if err := s.layers.Put(h.Name, h.Layer); err != nil {
-			return err
-		}
-		s.mu.Lock()
-		h.recorded = true
-		s.mu.Unlock()
-	}
-	return nil
-}
-
-// sync writes out the files of all layers with one call: per file it would cost seconds.
-func (s *Store) sync() error {
-	f, err := os.Open(s.opt.Root)
-	if err != nil {
-		return fmt.Errorf("sync layers: %w", err)
-	}
-	err = unix.Syncfs(int(f.Fd()))
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		return fmt.Errorf("sync layers: %w", err)
-	}
-	return nil
-}
-
-// settle completes a layer with what it takes from those below, which are all there by
-// now: no layer waits for another while it is unpacked.
-func (s *Store) settle(l *Layer, below []*Layer) error {
-	if l.broken != nil || !l.open.Any() {
-		return l.broken
-	}
-	var dirs []string
-	for _, b := range slices.Backward(below) {
-		if l.OpaqueRoot {
-			break
-		}
-		dirs = append(dirs, s.layerDir(b.Name))
-		if b.OpaqueRoot {
-			break
-		}
-	}
-	bytes, err := layer.Settle(s.layerDir(l.Name), dirs, l.open, s.opt.Layer.MaxBytes)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil {
-		l.broken = fmt.Errorf("settle layer %s: %w", l.DiffID, err)
-		// Whoever holds it fails, whoever comes makes another.
-		if h := s.held[l.Name]; s.byKey[l.key()] == h {
-			delete(s.byKey, l.key())
-		}
-		return l.broken
-	}
-	l.Bytes += bytes
-	l.open = layer.Open{}
-	return nil
-}
-
-// Totals sums up the layers.
-func (s *Store) Totals() (bytes, inodes uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, h := range s.held {
-		bytes += h.Bytes
-		inodes += h.Inodes
-	}
-	return bytes, inodes
+	delete(s.making, name)
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
 
@@ -28,7 +29,8 @@ func newTrash(dir string) *trash {
 	return &trash{dir: dir, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 }
 
-// put moves a tree out of sight; it is no error when there is none.
+// put moves a file or tree out of sight; it is no error when there is none. A disk that
+// is full to the last block may have no room for the new name: then it is deleted here.
 func (t *trash) put(path string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -38,7 +40,13 @@ func (t *trash) put(path string) error {
 		if errors.Is(err, fs.ErrExist) { // from before a restart
 			continue
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			err = os.RemoveAll(path)
+		}
+		if err != nil {
 			return fmt.Errorf("set tree aside: %w", err)
 		}
 		break

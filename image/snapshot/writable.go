@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cri-runtime/cri-runtime/image/layer"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
@@ -17,7 +18,8 @@ import (
 // maxKey leaves room for the record's extension in a file name.
 const maxKey = 200
 
-// Rootfs names the directories of a snapshot.
+// Rootfs names the directories of a snapshot. They may be names of descriptors of this
+// process (/proc/self/fd/N), so they are good for this process and until Release.
 type Rootfs struct {
 	Lower       []string // top first
 	Upper, Work string   // empty in a view
@@ -43,6 +45,11 @@ type record struct {
 type snap struct {
 	record
 	layers []*Layer
+
+	mu    sync.Mutex
+	gone  bool
+	used  []*Layer // acquired
+	lower []string // their directories
 }
 
 func checkKey(key string) error {
@@ -66,11 +73,12 @@ func (s *Store) loadSnap(key string, r *record) error {
 	}
 	sn := &snap{record: *r}
 	for _, n := range r.Layers {
-		l, ok := s.Find(n)
-		if !ok {
+		h := s.held[n]
+		if h == nil {
 			return fmt.Errorf("snapshot %s: layer %s: %w", key, n, errors.Join(errdef.ErrNotFound, s.Drop(sn.layers)))
 		}
-		sn.layers = append(sn.layers, l)
+		h.refs++
+		sn.layers = append(sn.layers, h.Layer)
 	}
 	if r.Write != "" {
 		if fi, err := os.Lstat(filepath.Join(s.writeDir(r.Write), "u")); err != nil || !fi.IsDir() {
@@ -79,15 +87,6 @@ func (s *Store) loadSnap(key string, r *record) error {
 	}
 	s.snaps[key] = sn
 	return nil
-}
-
-func (s *Store) owned(write string) bool {
-	for _, sn := range s.snaps {
-		if sn.Write == write {
-			return true
-		}
-	}
-	return false
 }
 
 // Prepare makes the snapshot, or gives the one of that key. The directories are made
@@ -99,7 +98,7 @@ func (s *Store) Prepare(_ context.Context, q Request) (fs Rootfs, err error) {
 	s.mu.Lock()
 	sn, found := s.snaps[q.Key]
 	if found {
-		defer s.mu.Unlock()
+		s.mu.Unlock()
 		return s.again(sn, q)
 	}
 	s.snaps[q.Key] = nil
@@ -113,13 +112,17 @@ func (s *Store) Prepare(_ context.Context, q Request) (fs Rootfs, err error) {
 	}
 	if !q.View {
 		sn.Write = s.newName()
+		defer s.done(sn.Write)
 		err = s.makeWritable(sn, q)
+	}
+	if err == nil {
+		fs, err = s.use(sn)
 	}
 	if err == nil {
 		err = s.records.Put(q.Key, sn.record)
 	}
 	if err != nil {
-		errs := []error{err, s.records.Delete(q.Key)}
+		errs := []error{err, s.unuse(sn), s.records.Delete(q.Key)}
 		if sn.Write != "" {
 			errs = append(errs, s.trash.put(s.writeDir(sn.Write)))
 		}
@@ -131,7 +134,7 @@ func (s *Store) Prepare(_ context.Context, q Request) (fs Rootfs, err error) {
 	s.mu.Lock()
 	s.snaps[q.Key] = sn
 	s.mu.Unlock()
-	return s.rootfs(sn), nil
+	return fs, nil
 }
 
 func (s *Store) again(sn *snap, q Request) (Rootfs, error) {
@@ -141,7 +144,7 @@ func (s *Store) again(sn *snap, q Request) (Rootfs, error) {
 	case sn.Image != q.Image || (sn.Write == "") != q.View:
 		return Rootfs{}, fmt.Errorf("snapshot %s is of image %s: %w", q.Key, sn.Image, errdef.ErrExists)
 	}
-	return s.rootfs(sn), nil
+	return s.use(sn)
 }
 
 // makeWritable makes the upper and work directories. The upper takes the attributes of
@@ -177,36 +180,67 @@ func (s *Store) makeWritable(sn *snap, q Request) error {
 	return layer.MakeDir(filepath.Join(dir, "u"), at)
 }
 
-func (s *Store) rootfs(sn *snap) Rootfs {
-	var fs Rootfs
+// visible are the layers of a snapshot that can be seen, top first.
+func (sn *snap) visible() (out []*Layer) {
 	for _, v := range slices.Backward(sn.layers) {
 		// The kernel refuses a directory that comes twice (ELOOP). What the lower of two
 		// equal layers contributes, the upper one shows anyway.
-		if dir := s.layerDir(v.Name); !slices.Contains(fs.Lower, dir) {
-			fs.Lower = append(fs.Lower, dir)
+		if !slices.ContainsFunc(out, func(l *Layer) bool { return l.Name == v.Name }) {
+			out = append(out, v)
 		}
 		if v.OpaqueRoot {
 			break
 		}
 	}
-	if len(fs.Lower) == 0 {
-		fs.Lower = []string{s.layerDir(emptyLayer)}
+	return out
+}
+
+// use gives a snapshot's directories and keeps them until unuse.
+func (s *Store) use(sn *snap) (fs Rootfs, err error) {
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	if sn.gone {
+		return Rootfs{}, fmt.Errorf("snapshot was released: %w", errdef.ErrNotFound)
 	}
+	if sn.lower == nil {
+		used := sn.visible()
+		if sn.lower, err = s.acquire(used); err != nil {
+			sn.lower = nil
+			return Rootfs{}, err
+		}
+		sn.used = used
+		if len(used) == 0 {
+			sn.lower = []string{s.layerDir(emptyLayer)}
+		}
+	}
+	fs.Lower = slices.Clone(sn.lower)
 	if sn.Write != "" {
 		fs.Upper, fs.Work = filepath.Join(s.writeDir(sn.Write), "u"), filepath.Join(s.writeDir(sn.Write), "w")
 	}
-	return fs
+	return fs, nil
+}
+
+func (s *Store) unuse(sn *snap) error {
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	used := sn.used
+	sn.gone, sn.used, sn.lower = true, nil, nil
+	return s.giveBack(used)
 }
 
 // Get gives the snapshot of a key.
 func (s *Store) Get(key string) (Rootfs, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	sn := s.snaps[key]
+	s.mu.Unlock()
 	if sn == nil {
 		return Rootfs{}, fmt.Errorf("snapshot %.300q: %w", key, errdef.ErrNotFound)
 	}
-	return s.rootfs(sn), nil
+	fs, err := s.use(sn)
+	if err != nil {
+		return Rootfs{}, fmt.Errorf("snapshot %s: %w", key, err)
+	}
+	return fs, nil
 }
 
 // Keys lists the snapshots, sorted.
@@ -223,6 +257,10 @@ func (s *Store) Release(_ context.Context, key string) error {
 	sn, found := s.snaps[key]
 	if found && sn != nil {
 		s.snaps[key] = nil
+		if sn.Write != "" {
+			s.making[sn.Write] = true // it has its owner until it is in the trash
+			defer s.done(sn.Write)
+		}
 	}
 	s.mu.Unlock()
 	if !found {
@@ -244,7 +282,7 @@ func (s *Store) Release(_ context.Context, key string) error {
 	delete(s.snaps, key)
 	s.mu.Unlock()
 	s.usage.forget(key)
-	return s.Drop(sn.layers)
+	return errors.Join(s.unuse(sn), s.Drop(sn.layers))
 }
 
 // ImageOf gives the image a snapshot was made of, or "".

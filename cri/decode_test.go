@@ -210,7 +210,8 @@ func fieldPath(p []protoreflect.FieldDescriptor) string {
 // ask makes the call and tells what the runtime was asked.
 func ask(t *testing.T, c decodeCase, m proto.Message) (string, error) {
 	f := newFake()
-	deps := Deps{Runtime: f, Images: newFakeImages(f)}
+	images := newFakeImages(f)
+	deps := Deps{Runtime: f, Images: images, Pulls: images}
 	err := c.call(t.Context(), &runtimeService{deps: deps}, &imageService{deps: deps}, m)
 	return strings.Join(f.calls, "\n"), err
 }

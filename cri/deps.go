@@ -83,6 +83,13 @@ type Images interface {
 	FsUsage() (layers, writable image.FsStat, err error)
 }
 
+// Pulls shows the pulls in flight: all, with the last ones that ended, or that of one
+// reference. It never waits.
+type Pulls interface {
+	Pulls() []image.PullStatus
+	Pulling(ref string) (image.PullStatus, bool)
+}
+
 // Runtime is all that the runtime service needs; *sandbox.Service is one.
 type Runtime interface { //nolint:interfacebloat // a sum of small ones, so that wiring passes one value
 	Pods
@@ -98,6 +105,7 @@ type Runtime interface { //nolint:interfacebloat // a sum of small ones, so that
 type Deps struct {
 	Runtime Runtime
 	Images  Images
+	Pulls   Pulls // the same store, as a rule
 	// Version of the program, a semantic version.
 	Version string
 	// StateDir is shown in verbose Status, as others do, for tools that look there.

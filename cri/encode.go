@@ -29,6 +29,19 @@ func encodeInfo(info map[string]any) (map[string]string, error) {
 	return map[string]string{infoKey: string(text)}, nil
 }
 
+// addInfo puts a value beside the details, under a key of its own.
+func addInfo(info map[string]string, key string, value any) (map[string]string, error) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("encode verbose info: %w", err)
+	}
+	if info == nil {
+		info = map[string]string{}
+	}
+	info[key] = string(text)
+	return info, nil
+}
+
 func uint64Value(n uint64) *pb.UInt64Value { return &pb.UInt64Value{Value: n} }
 
 func optionalUint64(n *uint64) *pb.UInt64Value {

@@ -336,10 +336,11 @@ func (f *fakeRuntime) ContainerInfo(_ context.Context, id sandbox.ID) (map[strin
 type fakeImages struct {
 	*fakeRuntime
 	byRef map[string]*image.Image
+	pulls []image.PullStatus // in flight
 }
 
 func newFakeImages(f *fakeRuntime) *fakeImages {
-	return &fakeImages{f, map[string]*image.Image{}}
+	return &fakeImages{fakeRuntime: f, byRef: map[string]*image.Image{}}
 }
 
 func (f *fakeImages) Pull(_ context.Context, r image.PullRequest) (image.ID, error) {
@@ -362,6 +363,23 @@ func (f *fakeImages) Resolve(ref string) (*image.Image, error) {
 		return i, nil
 	}
 	return nil, fmt.Errorf("image %s: %w", ref, errdef.ErrNotFound)
+}
+
+func (f *fakeImages) Pulls() []image.PullStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pulls
+}
+
+func (f *fakeImages) Pulling(ref string) (image.PullStatus, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range f.pulls {
+		if p.Ref == ref {
+			return p, true
+		}
+	}
+	return image.PullStatus{}, false
 }
 
 func (f *fakeImages) List() []*image.Image {

@@ -52,23 +52,35 @@ func (s *imageService) PullImage(ctx context.Context, r *pb.PullImageRequest) (*
 	return &pb.PullImageResponse{ImageRef: string(id)}, err
 }
 
-// ImageStatus answers with nothing, and no error, for an image that is not there.
+// ImageStatus answers with nothing, and no error, for an image that is not there. Asked
+// for details, it shows a pull of the reference that is in flight under "pull": CRI has
+// no other place for how far it is.
 func (s *imageService) ImageStatus(ctx context.Context, r *pb.ImageStatusRequest) (*pb.ImageStatusResponse, error) {
 	ref, err := s.decodeImage(ctx, r.GetImage())
 	if err != nil {
 		return nil, err
 	}
+	out := &pb.ImageStatusResponse{}
 	img, err := s.deps.Images.Resolve(ref)
-	if errors.Is(err, errdef.ErrNotFound) {
-		return &pb.ImageStatusResponse{}, nil
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+		out.Image = encodeImage(img)
+	case !errors.Is(err, errdef.ErrNotFound):
 		return nil, err
 	}
-	out := &pb.ImageStatusResponse{Image: encodeImage(img)}
-	if r.GetVerbose() {
-		out.Info, err = encodeInfo(imageInfo(img))
+	if !r.GetVerbose() {
+		return out, nil
 	}
+	if img != nil {
+		if out.Info, err = encodeInfo(imageInfo(img)); err != nil {
+			return nil, err
+		}
+	}
+	pull, ok := s.deps.Pulls.Pulling(ref)
+	if !ok {
+		return out, nil
+	}
+	out.Info, err = addInfo(out.Info, "pull", pull)
 	return out, err
 }
 

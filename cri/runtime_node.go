@@ -55,7 +55,10 @@ func (s *runtimeService) Status(ctx context.Context, r *pb.StatusRequest) (*pb.S
 		return out, nil
 	}
 	var err error
-	out.Info, err = encodeNodeInfo(st.Info, s.deps.StateDir)
+	if out.Info, err = encodeNodeInfo(st.Info, s.deps.StateDir); err != nil {
+		return nil, err
+	}
+	out.Info, err = addInfo(out.Info, "pulls", s.deps.Pulls.Pulls())
 	return out, err
 }
 

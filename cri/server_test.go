@@ -44,7 +44,7 @@ func serve(t *testing.T) *served {
 	}
 	f := newFake()
 	images := newFakeImages(f)
-	srv := New(Deps{Runtime: f, Images: images, Version: "1.2.3", StateDir: "/run/x/state", StopGrace: 100 * time.Millisecond})
+	srv := New(Deps{Runtime: f, Images: images, Pulls: images, Version: "1.2.3", StateDir: "/run/x/state", StopGrace: 100 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, l) }()

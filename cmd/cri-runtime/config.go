@@ -21,6 +21,7 @@ type config struct {
 	State          string            // pods, containers, pins; on tmpfs
 	Listen         string            // unix socket of the CRI server
 	StreamAddr     string            // loopback address of exec, attach and port-forward
+	MetricsAddress string            // TCP address of /metrics; empty: only on the admin socket
 	RegistryConfig string            // certs.d directory
 	Network        string            // cni or builtin
 	CNIConf        string            // directory of conflists
@@ -63,6 +64,7 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.State, "state", c.State, "directory of runtime state, on tmpfs")
 	f.StringVar(&c.Listen, "listen", c.Listen, "unix socket of the CRI server")
 	f.StringVar(&c.StreamAddr, "stream-address", c.StreamAddr, "loopback address for exec, attach and port-forward")
+	f.StringVar(&c.MetricsAddress, "metrics-address", c.MetricsAddress, "TCP address that serves /metrics, such as 127.0.0.1:9474; without, only the admin socket does")
 	f.StringVar(&c.RegistryConfig, "registry-config", c.RegistryConfig, "directory with HOST/hosts.toml files")
 	f.StringVar(&c.Network, "network", c.Network, `"cni": what the CNI directory says; "builtin": a bridge network that needs no configuration`)
 	f.StringVar(&c.CNIConf, "cni-conf-dir", c.CNIConf, "directory of CNI conflists")
@@ -106,6 +108,9 @@ func (c *config) check() error {
 	oneOf("default-runtime", c.DefaultRuntime, append([]string{builtinRuntime}, slices.Sorted(maps.Keys(c.Runtimes))...)...)
 	if addr, err := netip.ParseAddrPort(c.StreamAddr); err != nil || !addr.Addr().IsLoopback() {
 		bad("stream-address", "%q is no loopback address with a port, such as 127.0.0.1:0", c.StreamAddr)
+	}
+	if _, err := netip.ParseAddrPort(c.MetricsAddress); err != nil && c.MetricsAddress != "" {
+		bad("metrics-address", "%q is no address with a port, such as 127.0.0.1:9474", c.MetricsAddress)
 	}
 	for name, program := range c.Runtimes {
 		if !filepath.IsAbs(program) {

@@ -20,6 +20,10 @@ func TestConfigCheck(t *testing.T) {
 			[]string{`--default-runtime: "x" is none of builtin, runc`},
 		},
 		"not on loopback": {[]string{"--stream-address", "0.0.0.0:0"}, []string{`--stream-address: "0.0.0.0:0" is no loopback address`}},
+		"metrics":         {[]string{"--metrics-address", "[::]:9474"}, nil},
+		"metrics without a port": {
+			[]string{"--metrics-address", "0.0.0.0"}, []string{`--metrics-address: "0.0.0.0" is no address with a port`},
+		},
 		"all at once": {
 			[]string{"--root", "a", "--network", "b", "--cgroup-driver", "systemd", "--runtime", "builtin=c"},
 			[]string{"--cgroup-driver: ", "--network: ", "--root: ", "--runtime: program", "--runtime: the name"},

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/sandbox"
@@ -51,13 +52,7 @@ func serve(ctx context.Context, c config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
-	l, err := listen(ctx, c.Listen)
-	if err != nil {
-		return err
-	}
-	klog.FromContext(ctx).Info("Serving", "socket", c.Listen, "version", version)
-	notify("READY=1")
-	if err := n.server.Serve(ctx, l); err != nil {
+	if err := n.serve(ctx); err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
 	notify("STOPPING=1")
@@ -65,6 +60,45 @@ func serve(ctx context.Context, c config) (err error) {
 		return n.takeAway(context.WithoutCancel(ctx))
 	}
 	return nil
+}
+
+// adminSocket is the name of the admin socket in the state directory.
+const adminSocket = "admin.sock"
+
+// serve opens all sockets, says that it is ready, and answers until ctx ends or one of
+// the servers fails.
+func (n *node) serve(ctx context.Context) (err error) {
+	c := n.config
+	var open []net.Listener
+	defer func() { // what no server has taken over
+		for _, l := range open {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	socket, err := listen(ctx, c.Listen, 0o660)
+	if err != nil {
+		return err
+	}
+	open = append(open, socket)
+	adm, err := listen(ctx, filepath.Join(c.State, adminSocket), 0o600)
+	if err != nil {
+		return err
+	}
+	open = append(open, adm)
+	g, ctx := errgroup.WithContext(ctx)
+	if c.MetricsAddress != "" {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.MetricsAddress)
+		if err != nil {
+			return fmt.Errorf("--metrics-address: %w", err)
+		}
+		g.Go(func() error { return n.admin.ServeMetrics(ctx, l) })
+	}
+	open = nil
+	g.Go(func() error { return n.server.Serve(ctx, socket) })
+	g.Go(func() error { return n.admin.Serve(ctx, adm) })
+	klog.FromContext(ctx).Info("Serving", "socket", c.Listen, "version", version)
+	notify("READY=1")
+	return g.Wait()
 }
 
 // takeAwayLimit is how long the end of a runtime started by hand may take: each part
@@ -83,9 +117,9 @@ func (n *node) takeAway(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// listen makes the socket, mode 0660, in the place of what a killed daemon left: the
-// lock says that nobody serves there.
-func listen(ctx context.Context, path string) (net.Listener, error) {
+// listen makes a unix socket in the place of what a killed daemon left: the lock says
+// that nobody serves there.
+func listen(ctx context.Context, path string, mode os.FileMode) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, fmt.Errorf("make socket directory: %w", err)
 	}
@@ -96,7 +130,7 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	if err := os.Chmod(path, 0o660); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		return nil, errors.Join(fmt.Errorf("set mode of socket: %w", err), l.Close())
 	}
 	return l, nil

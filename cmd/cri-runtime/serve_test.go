@@ -10,7 +10,7 @@ import (
 func TestSocketIsNotForEverybody(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "cri.sock")
 	for range 2 { // the second finds what a killed daemon left
-		l, err := listen(t.Context(), path)
+		l, err := listen(t.Context(), path, 0o660)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/cni"
 	"github.com/cri-runtime/cri-runtime/cri"
+	"github.com/cri-runtime/cri-runtime/cri/admin"
 	"github.com/cri-runtime/cri-runtime/image"
 	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
 	"github.com/cri-runtime/cri-runtime/internal/linux/probe"
@@ -38,6 +39,7 @@ type node struct {
 	monitor   *monitor.Client
 	sandboxes *sandbox.Service
 	server    *cri.Server
+	admin     *admin.Server
 	exits     sync.WaitGroup
 }
 
@@ -91,8 +93,10 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 		return nil, fmt.Errorf("open sandboxes: %w", err)
 	}
 	n.server = cri.New(cri.Deps{
-		Runtime: n.sandboxes, Images: n.images, Version: strings.TrimPrefix(version, "v"), StateDir: c.Root, StreamAddr: c.StreamAddr,
+		Runtime: n.sandboxes, Images: n.images, Pulls: n.images, Version: strings.TrimPrefix(version, "v"), StateDir: c.Root,
+		StreamAddr: c.StreamAddr,
 	})
+	n.admin = admin.New(admin.Deps{Images: n.images, Archives: n.images, Version: version})
 	return n, nil
 }
 

@@ -2,11 +2,12 @@
 # testtools.sh TOOL... - builds the programs that the tests run, once, through the Go module proxy:
 #   critest crictl ginkgo   the CRI conformance suite        cni      CNI plugins, below bin/cni
 #   runc                    an OCI runtime (with seccomp)     kubelet  a real kubelet
+#   containerd crio         other runtimes, for make bench-pull
 # and prints the directory that holds them: ${CRI_RUNTIME_CACHE:-${XDG_CACHE_HOME:-~/.cache}/cri-runtime}/bin.
 # -n builds nothing and fails when something named is missing. Safe to run twice at once: each tool has a lock.
 set -euo pipefail
 
-cri_tools=v1.36.0 cni_plugins=v1.9.1 runc=v1.5.2 kubernetes=v1.36.3
+cri_tools=v1.36.0 cni_plugins=v1.9.1 runc=v1.5.2 kubernetes=v1.36.3 containerd=v2.4.2 crio=v1.36.3
 cni_names=(main/bridge ipam/host-local main/loopback meta/portmap meta/firewall)
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${CRI_RUNTIME_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(getent passwd "$UID" | cut -d: -f6)}/.cache}/cri-runtime}
@@ -22,7 +23,9 @@ stamp_of() {
   cni) echo "$cni_plugins+1" ;;
   runc) echo "$runc+1" ;;
   kubelet) echo "$kubernetes+1" ;;
-  *) die "no such tool: $1 (critest crictl ginkgo cni runc kubelet)" ;;
+  containerd) echo "$containerd+1" ;;
+  crio) echo "$crio+1" ;;
+  *) die "no such tool: $1 (critest crictl ginkgo cni runc kubelet containerd crio)" ;;
   esac
 }
 
@@ -81,6 +84,18 @@ build_kubelet() {
   CGO_ENABLED=0 go build -ldflags "-s -w -X $p.gitVersion=$kubernetes -X $p.gitMajor=1 -X $p.gitMinor=${staging:3:2}" -o out/kubelet k8s.io/kubernetes/cmd/kubelet
 }
 
+build_containerd() { # the daemon alone: nothing is run with it
+  local m=github.com/containerd/containerd/v2
+  module $m $containerd
+  CGO_ENABLED=0 go build -ldflags "-s -w -X $m/version.Version=$containerd" -o out/containerd $m/cmd/containerd
+}
+
+build_crio() { # with OpenPGP in Go, and without the storage drivers that need C libraries
+  "$here/debian.sh" gcc libc6-dev libseccomp-dev pkg-config
+  module github.com/cri-o/cri-o $crio
+  CGO_ENABLED=1 go build -tags 'containers_image_openpgp exclude_graphdriver_btrfs seccomp' -ldflags '-s -w' -o out/crio github.com/cri-o/cri-o/cmd/crio
+}
+
 # have TOOL: it is there, whole and of the right version. The stamp is written last.
 have() { [[ $(cat "$bin/.$1.stamp" 2>/dev/null) == "$(stamp_of "$1")" ]]; }
 
@@ -105,7 +120,7 @@ make_tool() (
 
 build=1
 [[ ${1-} != -n ]] || { build= && shift; }
-(($#)) || { sed -n '2,6s/^# \?//p' "$0" >&2; exit 2; }
+(($#)) || { sed -n '2,7s/^# \?//p' "$0" >&2; exit 2; }
 for tool; do stamp_of "$tool" >/dev/null; done
 if [[ -z $build ]]; then
   for tool; do have "$tool" || die "$tool is not built: run hack/testtools.sh $tool"; done

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -21,6 +22,10 @@ type Overlay struct {
 	IDMap       *os.File // user namespace by which the lowers are mapped, nil none
 	ReadOnly    bool     // the mount is read-only though there is an upper
 	Options     []string // further options, "key=value" or "flag"
+	// Volatile is for an upper that need not survive the kernel: nothing in it is ever
+	// synced. Without, each fsync in the container is one of the disk, and the end of the
+	// overlay writes back the whole filesystem of the upper, whoever filled it.
+	Volatile bool
 	// Way restricts how the overlay is made; 0 tries each, the best one first.
 	Way Way
 }
@@ -45,6 +50,9 @@ var ErrReadOnly = errors.New("overlay became read-only: upper or work directory 
 // Mount makes the overlay and returns it as a detached mount.
 func (o Overlay) Mount() (*os.File, error) {
 	if err := o.check(); err != nil {
+		return nil, fmt.Errorf("mount overlay: %w", err)
+	}
+	if err := o.forgetVolatile(); err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
 	}
 	f, err := o.mount()
@@ -182,7 +190,27 @@ func procFd(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd
 // options puts ours first, so that the caller's win. With index on, the kernel's
 // build default on some distributions, an upper whose former mount is still being
 // torn down is refused.
-func (o Overlay) options() []string { return append([]string{"index=off"}, o.Options...) }
+func (o Overlay) options() []string {
+	out := []string{"index=off"}
+	if o.Volatile {
+		out = append(out, "volatile")
+	}
+	return append(out, o.Options...)
+}
+
+// forgetVolatile removes the mark by which overlay refuses an upper that was volatile
+// before (ovl_workdir_cleanup in fs/overlayfs/readdir.c): its files may be lost after a
+// crash of the kernel. Whoever asks for Volatile knows that there was none: the upper
+// would not be here any more.
+func (o Overlay) forgetVolatile() error {
+	if !o.Volatile || o.Work == "" {
+		return nil
+	}
+	if err := os.RemoveAll(filepath.Join(o.Work, "work", "incompat")); err != nil {
+		return fmt.Errorf("forget former mount: %w", err)
+	}
+	return nil
+}
 
 // scratch makes the overlay in a private mount namespace. Overlay takes layers from
 // the caller's mount namespace only (before 6.15), so they are attached there, under

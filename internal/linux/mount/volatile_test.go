@@ -1,0 +1,42 @@
+package mount
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/internal/testkit"
+)
+
+// The daemon may end between creation and start of a container: the next one makes the
+// same overlay again, over the mark that the first has left.
+func TestVolatileOverlayIsMadeAgain(t *testing.T) {
+	testkit.Need(t, testkit.Root, testkit.Overlay)
+	testkit.Leaks(t)
+	for _, way := range []Way{Detached, Scratch} {
+		o := tree(t, 2)
+		o.Way, o.Volatile = way, true
+		for i := range 3 {
+			f, err := o.Mount()
+			if err != nil {
+				t.Fatalf("way %d, mount %d: %v", way, i, err)
+			}
+			fd, err := unix.Openat(int(f.Fd()), "new", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = unix.Close(fd)
+			if _, err := os.Stat(filepath.Join(o.Work, "work/incompat/volatile")); err != nil {
+				t.Errorf("way %d: not volatile: %v", way, err)
+			}
+			f.Close()
+		}
+		o.Volatile = false
+		if f, err := o.Mount(); err == nil {
+			f.Close()
+			t.Errorf("way %d: an upper that was volatile is accepted as one that is not: the test tests nothing", way)
+		}
+	}
+}

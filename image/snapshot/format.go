@@ -52,7 +52,8 @@ type finished struct {
 
 // unfinished is what a layer needs until Publish has finished it.
 type unfinished struct {
-	open layer.Open // of a tree
+	open    layer.Open     // of a tree
+	indexed *layer.Indexed // of a tar
 }
 
 // Format tells how the layer is kept.

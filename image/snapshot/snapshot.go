@@ -66,10 +66,11 @@ type Layer struct {
 
 // Files are those of an EROFS layer.
 type Files struct {
-	Tar   int64         `json:"tar"`   // length of the layer's stream, from the start of the tar file
-	Data  int64         `json:"data"`  // length of the tar file: what follows the stream are copies from lower layers and such
-	Index int64         `json:"index"` // length of the index
-	Sum   digest.Digest `json:"sum"`   // of the index
+	Tar   int64         `json:"tar"`            // length of the layer's stream, from the start of the tar file
+	Data  int64         `json:"data"`           // length of the tar file: what follows the stream are copies from lower layers and such
+	Rest  digest.Digest `json:"rest,omitempty"` // of what follows the stream
+	Index int64         `json:"index"`          // length of the index
+	Sum   digest.Digest `json:"sum"`            // of the index
 }
 
 // Options say where and how much.

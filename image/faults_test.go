@@ -270,9 +270,7 @@ capabilities = ["pull", "resolve"]
 		t.Error("the second host was not asked before the third")
 	}
 	// Without the right to resolve, only digests are asked of it.
-	if err := s.Remove(t.Context(), id); err != nil {
-		t.Fatal(err)
-	}
+	mustRemove(t, s, id)
 	r.setHook(func(http.ResponseWriter, *http.Request) bool { return false })
 	writeHosts(t, certs, "docker.io", fmt.Sprintf("server = %q\n[host.%q]\ncapabilities = [\"pull\"]\n", down.URL, r.URL))
 	if err := pull(); !unavailable(err) || strings.Contains(err.Error(), r.host()) {

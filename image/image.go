@@ -57,6 +57,7 @@ type Image struct {
 	RepoTags    []string // "docker.io/library/busybox:latest"; empty when pulled by digest
 	RepoDigests []string // "docker.io/library/busybox@sha256:..." of the index, not the platform's manifest
 	Size        int64    // bytes on disk, shared layers included, never 0
+	Unique      int64    // of Size: what removing the image alone would free
 	Pinned      bool
 	Created     time.Time // when the image was built; zero when it does not say
 	Config      Config

@@ -77,9 +77,7 @@ func TestDamagedMirror(t *testing.T) {
 				t.Error("the registry itself was not asked")
 			}
 			// Both: the error names them.
-			if err := s.Remove(t.Context(), id); err != nil {
-				t.Fatal(err)
-			}
+			mustRemove(t, s, id)
 			up.setHook(damage(up, tc.part(id)))
 			_, err = s.Pull(t.Context(), PullRequest{Ref: "r.example/x:1"})
 			if !errors.Is(err, errdef.ErrInvalid) || !strings.Contains(fmt.Sprint(err), mirror.host()) || !strings.Contains(fmt.Sprint(err), up.host()) {
@@ -135,9 +133,7 @@ func TestDeadMirrorIsAskedLast(t *testing.T) {
 	}
 	// Where it is the only one left, it is asked, and remembered as alive.
 	up.Close()
-	if err := s.Remove(t.Context(), id); err != nil {
-		t.Fatal(err)
-	}
+	mustRemove(t, s, id)
 	if got := mustPull(t, s, "r.example/x:1"); string(got) != id || asked.Load() == 0 {
 		t.Errorf("pull: got %s and %d requests to the mirror", got, asked.Load())
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/image/content"
 	"github.com/cri-runtime/cri-runtime/image/layer"
+	"github.com/cri-runtime/cri-runtime/image/policy"
 	"github.com/cri-runtime/cri-runtime/image/registry"
 	"github.com/cri-runtime/cri-runtime/image/snapshot"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
@@ -123,7 +124,11 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
 	}
 	key := fmt.Sprintf("%s %x", r, sha256.Sum256(fmt.Appendf(nil, "%q", []string{
 		cred.Username, cred.Password, cred.ServerAddress, cred.IdentityToken, cred.RegistryToken})))
-	f, err := s.pulls.join(ctx, key, func(ctx context.Context) (ID, error) { return s.pull(ctx, r, cred) })
+	f, err := s.pulls.join(ctx, key, func(ctx context.Context) (id ID, err error) {
+		t := s.progress.begin(r.String())
+		defer func() { t.end(id, err) }()
+		return s.pull(ctx, r, cred, t)
+	})
 	if err != nil {
 		return "", err
 	}
@@ -152,8 +157,7 @@ func (a Auth) credentials() (registry.Credentials, error) {
 }
 
 // pull does the work of one shared pull.
-func (s *Store) pull(ctx context.Context, r reference, cred registry.Credentials) (ID, error) {
-	start := time.Now()
+func (s *Store) pull(ctx context.Context, r reference, cred registry.Credentials, t *pullProgress) (ID, error) {
 	sess, err := s.client.Open(registry.Repository{Host: r.host, Path: r.path}, cred)
 	if err != nil {
 		return "", err
@@ -163,51 +167,105 @@ func (s *Store) pull(ctx context.Context, r reference, cred registry.Credentials
 		// A registry that cannot answer this gets the full question.
 		if d, err := sess.Digest(ctx, r.version()); err == nil {
 			if id, ok := s.known(r, d); ok {
-				return id, nil
+				return id, s.allowed(ctx, sess, r, [2]Digest{d})
 			}
 		}
 	}
-	m, top, err := s.manifest(ctx, sess, r)
+	found, err := s.manifest(ctx, sess, r)
 	if err != nil {
 		return "", err
 	}
-	id := ID(m.Config.Digest)
-	if ok, err := s.addNames(id, r, top); ok || err != nil {
+	if err := s.allowed(ctx, sess, r, [2]Digest{found.top, found.own}); err != nil {
+		return "", err
+	}
+	id := ID(found.Config.Digest)
+	if ok, err := s.addNames(id, r, found.top); ok || err != nil {
 		return id, err
 	}
-	raw, err := s.config(ctx, sess, *m.Config)
+	e, err := s.fetch(ctx, sess, found.manifest, t)
 	if err != nil {
 		return "", err
 	}
-	e, err := newEntry(record{Version: recordVersion, ID: id, Raw: raw}, nil)
-	if err != nil {
+	if err := s.insert(e, r, found.top); err != nil {
 		return "", err
+	}
+	return id, nil
+}
+
+// fetch gets an image's configuration and its layers, which are usable and held then.
+func (s *Store) fetch(ctx context.Context, sess *registry.Session, m *manifest, t *pullProgress) (*entry, error) {
+	start := time.Now()
+	raw, err := s.config(ctx, sess, *m.Config, t)
+	if err != nil {
+		return nil, err
+	}
+	e, err := newEntry(record{Version: recordVersion, ID: ID(m.Config.Digest), Raw: raw}, nil)
+	if err != nil {
+		return nil, err
 	}
 	if got, want := len(m.Layers), len(e.image.DiffIDs); got != want {
-		return "", fmt.Errorf("manifest has %d layers, config has %d: %w", got, want, errdef.ErrInvalid)
+		return nil, fmt.Errorf("manifest has %d layers, config has %d: %w", got, want, errdef.ErrInvalid)
 	}
-	if e.layers, err = s.fetchLayers(ctx, sess, m.Layers, e.image.DiffIDs); err != nil {
-		return "", err
+	if e.layers, err = s.fetchLayers(ctx, sess, e.image.DiffIDs, t.pulling(m.Layers)); err != nil {
+		return nil, err
 	}
-	if err := s.snaps.Commit(ctx, e.layers); err != nil {
-		return "", errors.Join(err, s.snaps.Drop(e.layers))
+	t.enter(PhasePublishing)
+	if err := s.snaps.Publish(ctx, e.layers); err != nil {
+		return nil, errors.Join(err, s.snaps.Drop(e.layers))
 	}
 	for _, l := range e.layers {
 		e.rec.Layers = append(e.rec.Layers, l.Name)
 	}
-	if err := s.insert(e, r, top); err != nil {
-		return "", err
-	}
-	klog.FromContext(ctx).V(2).Info("Image pulled", "image", r.String(), "id", id, "layers", len(e.layers), "took", time.Since(start))
-	return id, nil
+	klog.FromContext(ctx).V(2).Info("Image pulled", "image", t.ref, "id", e.rec.ID, "layers", len(e.layers), "took", time.Since(start))
+	return e, nil
 }
 
-// manifest fetches the manifest for this machine, and gives the digest of what the
-// reference itself names: the index where there is one.
-func (s *Store) manifest(ctx context.Context, sess *registry.Session, r reference) (*manifest, Digest, error) {
+// allowed asks the signature policy about what a reference stands for: the digest that
+// it names, and that of this machine's manifest where another is known.
+func (s *Store) allowed(ctx context.Context, sess *registry.Session, r reference, digests [2]Digest) error {
+	c := policy.Candidate{Host: r.host, Repository: r.path, Tag: r.tag, Digest: digests[0]}
+	if digests[1] != digests[0] {
+		c.Instance = digests[1]
+	}
+	return s.opt.Policy.Check(ctx, c, signatures{s, sess})
+}
+
+// signatures fetches what a policy has to see, through the session of the pull.
+type signatures struct {
+	s    *Store
+	sess *registry.Session
+}
+
+// Manifest implements policy.Fetcher.
+func (f signatures) Manifest(ctx context.Context, ref string) ([]byte, error) {
+	doc, err := f.sess.Manifest(ctx, ref)
+	return doc.Body, err
+}
+
+// Blob implements policy.Fetcher.
+func (f signatures) Blob(ctx context.Context, d Digest, size int64) (data []byte, err error) {
+	if size < 0 || size > registry.MaxDocument {
+		return nil, fmt.Errorf("blob %s of %d bytes is no signature: %w", d, size, errdef.ErrInvalid)
+	}
+	err = f.s.transfer(ctx, f.sess, descriptor{Digest: d, Size: size}, nil, func(v *content.Verifier) (err error) {
+		data, err = io.ReadAll(v)
+		return err
+	})
+	return data, err
+}
+
+// resolved is what a reference stands for.
+type resolved struct {
+	*manifest
+	top Digest // of what the reference itself names: the index where there is one
+	own Digest // of the manifest for this machine
+}
+
+// manifest fetches the manifest for this machine.
+func (s *Store) manifest(ctx context.Context, sess *registry.Session, r reference) (resolved, error) {
 	doc, err := sess.Manifest(ctx, r.version())
 	if err != nil {
-		return nil, "", err
+		return resolved{}, err
 	}
 	top := r.digest
 	if top == "" {
@@ -216,32 +274,32 @@ func (s *Store) manifest(ctx context.Context, sess *registry.Session, r referenc
 	want := top
 	for range maxIndex + 1 {
 		if err := content.Check(doc.Body, want); err != nil {
-			return nil, "", fmt.Errorf("manifest %s: %w", want, err)
+			return resolved{}, fmt.Errorf("manifest %s: %w", want, err)
 		}
 		m, err := parseManifest(doc)
 		if err != nil {
-			return nil, "", err
+			return resolved{}, err
 		}
 		if !m.isIndex() {
-			return m, top, nil
+			return resolved{m, top, want}, nil
 		}
 		d, err := choose(m.Manifests)
 		if err != nil {
-			return nil, "", err
+			return resolved{}, err
 		}
 		want = d.Digest
 		if doc, err = sess.Manifest(ctx, string(want)); err != nil {
-			return nil, "", err
+			return resolved{}, err
 		}
 		if d.Size != int64(len(doc.Body)) {
-			return nil, "", fmt.Errorf("manifest %s has %d bytes, the index says %d: %w", want, len(doc.Body), d.Size, errdef.ErrInvalid)
+			return resolved{}, fmt.Errorf("manifest %s has %d bytes, the index says %d: %w", want, len(doc.Body), d.Size, errdef.ErrInvalid)
 		}
 	}
-	return nil, "", fmt.Errorf("index within index, more than %d deep: %w", maxIndex, errdef.ErrInvalid)
+	return resolved{}, fmt.Errorf("index within index, more than %d deep: %w", maxIndex, errdef.ErrInvalid)
 }
 
-func (s *Store) config(ctx context.Context, sess *registry.Session, d descriptor) (raw []byte, err error) {
-	err = s.transfer(ctx, sess, d, nil, func(v *content.Verifier) (err error) {
+func (s *Store) config(ctx context.Context, sess *registry.Session, d descriptor, t *pullProgress) (raw []byte, err error) {
+	err = s.transfer(ctx, sess, d, t.observer(), func(v *content.Verifier) (err error) {
 		raw, err = io.ReadAll(v) // check bounded the size
 		return err
 	})
@@ -252,14 +310,14 @@ func (s *Store) config(ctx context.Context, sess *registry.Session, d descriptor
 }
 
 // fetchLayers gets all layers, several at once, each held once.
-func (s *Store) fetchLayers(ctx context.Context, sess *registry.Session, ds []descriptor, diffs []Digest) ([]*snapshot.Layer, error) {
-	layers := make([]*snapshot.Layer, len(ds))
+func (s *Store) fetchLayers(ctx context.Context, sess *registry.Session, diffs []Digest, from []*layerProgress) ([]*snapshot.Layer, error) {
+	layers := make([]*snapshot.Layer, len(diffs))
 	chains := chainIDs(diffs)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelLayers)
-	for i, d := range ds {
+	for i, diff := range diffs {
 		g.Go(func() (err error) {
-			layers[i], err = s.layer(gctx, sess, d, diffs[i], chains[i])
+			layers[i], err = s.layer(gctx, sess, from[i], [2]Digest{diff, chains[i]})
 			return err
 		})
 	}
@@ -275,65 +333,87 @@ func (s *Store) fetchLayers(ctx context.Context, sess *registry.Session, ds []de
 	return nil, err
 }
 
-// layer finds a layer or unpacks it. Two pulls that need the same layer transfer it
-// once; if the first fails, the second does it itself.
-func (s *Store) layer(ctx context.Context, sess *registry.Session, d descriptor, diff, chain Digest) (*snapshot.Layer, error) {
+// layer finds a layer or unpacks it; ids are its diff ID and the chain ID of the stack
+// that it tops. Two pulls that need the same layer transfer it once; if the first fails,
+// the second does it itself.
+func (s *Store) layer(ctx context.Context, sess *registry.Session, from *layerProgress, ids [2]Digest) (*snapshot.Layer, error) {
 	for {
-		if l, ok := s.snaps.Hold(diff, chain); ok {
+		if l, ok := s.snaps.Hold(ids[0], ids[1]); ok {
+			from.shared()
 			return l, nil
 		}
 		s.pulls.mu.Lock()
-		busy := s.pulls.layers[diff]
+		busy := s.pulls.layers[ids[0]]
 		if busy == nil {
 			busy = make(chan struct{})
-			s.pulls.layers[diff] = busy
+			s.pulls.layers[ids[0]] = busy
 			s.pulls.mu.Unlock()
 			defer func() {
 				s.pulls.mu.Lock()
-				delete(s.pulls.layers, diff)
+				delete(s.pulls.layers, ids[0])
 				s.pulls.mu.Unlock()
 				close(busy)
 			}()
-			return s.unpack(ctx, sess, d, [2]Digest{diff, chain})
+			l, err := s.unpack(ctx, sess, from, ids)
+			from.end(err)
+			return l, err
 		}
 		s.pulls.mu.Unlock()
 		select {
 		case <-busy:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for layer %s: %w", d.Digest, context.Cause(ctx))
+			return nil, fmt.Errorf("wait for layer %s: %w", from.digest, context.Cause(ctx))
 		}
 	}
 }
 
-// unpack is the pipeline of one layer: fetch, hash, decompress, hash, apply. ids are its
-// diff ID and the chain ID of the stack that it tops.
-func (s *Store) unpack(ctx context.Context, sess *registry.Session, d descriptor, ids [2]Digest) (l *snapshot.Layer, err error) {
-	err = s.transfer(ctx, sess, d, nil, func(packed *content.Verifier) (err error) {
-		tar, err := layer.Decompress(packed)
+// unpack is the pipeline of one layer. Its stages run at the same time: fetch and hash
+// the blob; decompress; hash the tar and apply it.
+func (s *Store) unpack(ctx context.Context, sess *registry.Session, from *layerProgress, ids [2]Digest) (l *snapshot.Layer, err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	blob := descriptor{Digest: from.digest, Size: from.size}
+	err = s.transfer(ctx, sess, blob, from, func(packed *content.Verifier) (err error) {
+		fetched := readAhead(packed)
+		defer fetched.Close()
+		tar, err := layer.Decompress(fetched)
 		if err != nil {
 			return err
 		}
 		defer tar.Close()
-		plain, err := content.Verify(tar, ids[0], -1)
+		unpacked := readAhead(tar)
+		defer unpacked.Close()
+		defer func() {
+			// The digest tells whose fault damage is, for which the rest has to be read. All
+			// else ends the transfer: what is left of it would only be waited for.
+			if err != nil && !errors.Is(err, errdef.ErrInvalid) {
+				stop()
+			}
+		}()
+		plain, err := content.Verify(from.unpacking(unpacked), ids[0], -1)
 		if err != nil {
 			return err
 		}
-		l, err = s.snaps.Unpack(ctx, ids[0], ids[1], &bothEnds{plain, packed})
+		l, err = s.snaps.Unpack(ctx, ids[0], ids[1], &bothEnds{plain, fetched})
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", d.Digest, err)
+		return nil, fmt.Errorf("layer %s: %w", from.digest, err)
 	}
 	return l, nil
 }
 
 // bothEnds ends only when the compressed stream, too, is what it should be.
-type bothEnds struct{ plain, packed *content.Verifier }
+type bothEnds struct {
+	plain  *content.Verifier
+	packed io.Reader
+}
 
+// Read implements io.Reader.
 func (b *bothEnds) Read(p []byte) (int, error) {
 	n, err := b.plain.Read(p)
 	if errors.Is(err, io.EOF) {
-		if e := b.packed.Drain(); e != nil {
+		if _, e := io.Copy(io.Discard, b.packed); e != nil {
 			return n, e
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/image/content"
 	"github.com/cri-runtime/cri-runtime/image/layer"
+	"github.com/cri-runtime/cri-runtime/image/policy"
 	"github.com/cri-runtime/cri-runtime/image/registry"
 	"github.com/cri-runtime/cri-runtime/image/snapshot"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
@@ -33,6 +34,7 @@ type Options struct {
 	Stall         time.Duration // a transfer without a byte for so long is tried again
 	MaxLayerBytes int64         // uncompressed; 128 GiB
 	UserAgent     string
+	Policy        *policy.Policy // of signatures; nil accepts any image
 }
 
 // Store keeps images and the snapshots made of them. Readers never wait for writers.
@@ -40,12 +42,15 @@ type Store struct {
 	opt     Options
 	client  *registry.Client
 	snaps   *snapshot.Store
-	records *content.Records
+	records *content.Records // durable
+	recent  *content.Records // on tmpfs: newer than the durable ones of the same name
+	sync    syncer
 
-	mu     sync.Mutex // held to change images and their records
-	images map[ID]*entry
-	seq    uint64
-	now    atomic.Pointer[view]
+	mu      sync.Mutex // held to change images and their records
+	images  map[ID]*entry
+	damaged map[ID]*entry // not listed; they keep their whole layers and their names for the next pull
+	seq     uint64
+	now     atomic.Pointer[view]
 
 	pulls    pulls
 	progress *progress
@@ -97,12 +102,14 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{opt: o, snaps: snaps, images: map[ID]*entry{}, progress: newProgress()}
+	s := &Store{opt: o, snaps: snaps, images: map[ID]*entry{}, damaged: map[ID]*entry{}, progress: newProgress()}
 	s.client = registry.New(registry.Config{HostsDir: o.HostsDir, Stall: o.Stall, UserAgent: o.UserAgent})
 	s.pulls.init(ctx)
+	s.sync.init()
 	if err := s.load(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open image store: %w", err), snaps.Close())
 	}
+	s.sync.done.Go(func() { s.runSync(context.WithoutCancel(ctx)) })
 	return s, nil
 }
 
@@ -110,11 +117,26 @@ func (s *Store) load(ctx context.Context) (err error) {
 	if s.records, err = content.OpenRecords(filepath.Join(s.opt.Root, "images"), true); err != nil {
 		return err
 	}
-	if err := content.Each(ctx, s.records, s.loadImage); err != nil {
+	if s.recent, err = content.OpenRecords(filepath.Join(s.opt.State, "images"), false); err != nil {
+		return err
+	}
+	if err := content.Each(ctx, s.recent, s.loadImage); err != nil {
+		return err
+	}
+	recent := slices.Collect(maps.Keys(s.images))
+	if err := content.Each(ctx, s.records, func(name string, r *record) error {
+		if s.images[r.ID] != nil && recordName(r.ID) == name {
+			return nil // there is a newer one
+		}
+		return s.loadImage(name, r)
+	}); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, id := range recent {
+		s.syncLater(id)
+	}
 	for _, e := range s.images {
 		for ref, t := range e.rec.Tags {
 			for _, o := range s.images {
@@ -179,16 +201,36 @@ func newEntry(r record, layers []*snapshot.Layer) (*entry, error) {
 	return &entry{rec: r, layers: layers, image: img}, nil
 }
 
+// distinct gives the layers of an image, each once: equal ones may follow each other.
+func (e *entry) distinct() []*snapshot.Layer {
+	var ls []*snapshot.Layer
+	for _, l := range e.layers {
+		if !slices.ContainsFunc(ls, func(o *snapshot.Layer) bool { return o.Name == l.Name }) {
+			ls = append(ls, l)
+		}
+	}
+	return ls
+}
+
 // publish rebuilds what readers see. The lock is held.
 func (s *Store) publish() {
 	v := &view{byID: map[ID]*Image{}, byRef: map[string]*Image{}}
+	users := map[string]int{} // images of each layer
+	for _, e := range s.images {
+		for _, l := range e.distinct() {
+			users[l.Name]++
+		}
+	}
 	for id, e := range s.images {
 		img := *e.image
 		img.RepoTags = slices.Sorted(maps.Keys(e.rec.Tags))
 		img.RepoDigests = slices.Sorted(slices.Values(e.rec.Digests))
-		img.Size = int64(len(e.rec.Raw))
-		for _, l := range e.layers {
+		img.Size, img.Unique = int64(len(e.rec.Raw)), int64(len(e.rec.Raw))
+		for _, l := range e.distinct() {
 			img.Size += int64(l.Bytes) // #nosec G115 -- bounded by the layer size limit
+			if users[l.Name] == 1 {
+				img.Unique += int64(l.Bytes) // #nosec G115 -- the same
+			}
 		}
 		for _, ref := range slices.Concat(img.RepoTags, img.RepoDigests) {
 			v.byRef[ref] = &img
@@ -208,9 +250,12 @@ func (s *Store) pinned(ref string) bool {
 	})
 }
 
-// Close ends running pulls and measurements and waits for them. Snapshots stay.
+// Close ends running pulls and measurements and waits for them, and for images to become
+// durable. Snapshots stay.
 func (s *Store) Close() error {
 	s.pulls.close()
+	s.sync.once.Do(func() { close(s.sync.stop) })
+	s.sync.done.Wait()
 	return s.snaps.Close()
 }
 
@@ -254,25 +299,50 @@ func (v *view) resolve(ref string) (*Image, error) {
 	return found, nil
 }
 
-// Remove removes an image with all its tags. It is no error when there is none. Layers
-// that a snapshot uses stay until it is released.
+// Remove removes an image with all its tags. It is no error when there is none. One that
+// a snapshot was made of is ErrPhase: its containers could not be started again.
 func (s *Store) Remove(_ context.Context, ref string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	img, err := s.Resolve(ref)
 	if errors.Is(err, errdef.ErrNotFound) {
-		return nil
+		return s.removeDamaged(ref)
 	} else if err != nil {
 		return err
 	}
+	users := slices.DeleteFunc(s.snaps.Keys(), func(key string) bool { return s.snaps.ImageOf(key) != string(img.ID) })
+	if len(users) > 0 {
+		return fmt.Errorf("remove image %s: in use by %s: %w", img.ID, strings.Join(users, ", "), errdef.ErrPhase)
+	}
 	e := s.images[img.ID]
-	if err := s.records.Delete(recordName(img.ID)); err != nil {
+	if err := s.unrecord(img.ID); err != nil {
 		return fmt.Errorf("remove image %s: %w", img.ID, err)
 	}
-	delete(s.images, img.ID)
-	s.publish()
 	if err := s.snaps.Drop(e.layers); err != nil {
 		return fmt.Errorf("remove image %s: %w", img.ID, err)
+	}
+	return nil
+}
+
+// unrecord takes an image from records and lists; its layers' holds are the caller's.
+func (s *Store) unrecord(id ID) error {
+	err := errors.Join(s.records.Delete(recordName(id)), s.recent.Delete(recordName(id)))
+	if err != nil {
+		return err
+	}
+	delete(s.images, id)
+	s.publish()
+	return nil
+}
+
+// removeDamaged gives up what is kept of a damaged image for its next pull.
+func (s *Store) removeDamaged(ref string) error {
+	for id, e := range s.damaged {
+		_, tagged := e.rec.Tags[ref]
+		if tagged || string(id) == ref || slices.Contains(e.rec.Digests, ref) {
+			delete(s.damaged, id)
+			return s.snaps.Drop(e.layers)
+		}
 	}
 	return nil
 }
@@ -296,10 +366,18 @@ func (s *Store) insert(e *entry, r reference, d Digest) error {
 	if old := s.images[e.rec.ID]; old != nil { // another reference was quicker
 		return errors.Join(s.nameLocked(old, r, d), s.snaps.Drop(e.layers))
 	}
+	broken := s.damaged[e.rec.ID]
+	if broken != nil {
+		e.rec.Tags, e.rec.Digests = broken.rec.Tags, broken.rec.Digests
+	}
 	s.images[e.rec.ID] = e
 	if err := s.nameLocked(e, r, d); err != nil {
 		delete(s.images, e.rec.ID)
 		return errors.Join(err, s.snaps.Drop(e.layers))
+	}
+	if broken != nil {
+		delete(s.damaged, e.rec.ID)
+		return s.snaps.Drop(broken.layers)
 	}
 	return nil
 }
@@ -314,15 +392,16 @@ func (s *Store) nameLocked(e *entry, r reference, d Digest) error {
 	if ref := r.name() + "@" + string(d); !slices.Contains(rec.Digests, ref) {
 		rec.Digests = append(slices.Clone(rec.Digests), ref)
 	}
-	if err := s.records.Put(recordName(rec.ID), rec); err != nil {
-		return fmt.Errorf("record image %s: %w", rec.ID, err)
+	if err := s.putLocked(rec); err != nil {
+		return err
 	}
 	e.rec = rec
 	var err error
 	for id, o := range s.images {
 		if _, ok := o.rec.Tags[r.String()]; ok && id != rec.ID {
+			o.rec.Tags = maps.Clone(o.rec.Tags) // the syncer may be writing it
 			delete(o.rec.Tags, r.String())
-			err = errors.Join(err, s.records.Put(recordName(id), o.rec))
+			err = errors.Join(err, s.putLocked(o.rec))
 		}
 	}
 	s.publish()

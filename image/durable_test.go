@@ -1,0 +1,100 @@
+package image
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/testkit"
+)
+
+// A pulled image is usable at once, survives the daemon at once, and a power cut after Flush.
+func TestDurableBehindTheCaller(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	r := newReg(t)
+	_, id := r.simple(t, "x", "1", "x")
+	s := openTest(t, Options{})
+	s.sync.one.Lock() // the syncer does not come to it
+	mustPull(t, s, r.host()+"/x:1")
+	if _, err := s.View(t.Context(), "v", ID(id)); err != nil {
+		t.Errorf("before it is durable: %v", err)
+	}
+	if got := entries(t, filepath.Join(s.opt.Root, "images")); len(got) != 0 {
+		t.Errorf("durable records before the sync: %v", got)
+	}
+	state := s.opt.State
+	killed := openTest(t, Options{Root: s.opt.Root, State: state}) // as after kill -9
+	if got := killed.List(); len(got) != 1 {
+		t.Errorf("after the end of the daemon: %v", got)
+	}
+	if err := killed.Flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := killed.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := entries(t, filepath.Join(state, "images")); len(got) != 0 {
+		t.Errorf("records on tmpfs after the sync: %v", got)
+	}
+	s.sync.one.Unlock()
+	rebooted := openTest(t, Options{Root: s.opt.Root, State: t.TempDir()})
+	if got := rebooted.List(); len(got) != 1 || got[0].ID != ID(id) || len(got[0].RepoTags) != 1 {
+		t.Errorf("after a reboot: %v", got)
+	}
+}
+
+// A damaged image is not listed; the next pull fetches what is damaged and gives back
+// the ID and all names.
+func TestVerifyAndHeal(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	r := newReg(t)
+	_, id := r.simple(t, "x", "1", "x")
+	r.simple(t, "x", "2", "x")
+	s := openTest(t, Options{})
+	mustPull(t, s, r.host()+"/x:1")
+	mustPull(t, s, r.host()+"/x:2")
+	if err := errors.Join(s.Flush(t.Context()), s.Verify(t.Context(), id)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(t.Context(), "c", ID(id), PrepareOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	e := s.images[ID(id)]
+	if _, ok := e.layers[1].Format(), e.layers[1].EROFS != nil; !ok {
+		t.Skip("a directory has nothing to compare with")
+	}
+	tar := filepath.Join(s.opt.Root, "l", e.layers[1].Name+".tar")
+	f, err := os.OpenFile(tar, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt([]byte{0xff}, 600)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(t.Context(), id); !errors.Is(err, errdef.ErrNotFound) {
+		t.Errorf("verify: got %v", err)
+	}
+	if _, err := s.Resolve(id); !errors.Is(err, errdef.ErrNotFound) {
+		t.Errorf("resolve a damaged image: got %v", err)
+	}
+	before := r.total()
+	if got := mustPull(t, s, r.host()+"/x:1"); got != ID(id) {
+		t.Errorf("healed: got %s, want %s", got, id)
+	}
+	if n := r.total() - before; n > 4 { // manifest by HEAD and GET, config, one layer
+		t.Errorf("healing took %d requests", n)
+	}
+	img, err := s.Resolve(r.host() + "/x:2")
+	if err != nil || len(img.RepoTags) != 2 {
+		t.Errorf("other names of the healed image: %v, %v", img, err)
+	}
+	if err := s.Verify(t.Context(), id); err != nil {
+		t.Errorf("verify after healing: %v", err)
+	}
+	if err := s.Release(t.Context(), "c"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,106 @@
+package inflate
+
+import "io"
+
+// huffman decodes symbols until the block ends or the output is full: fast while
+// there is plenty of both input and room, carefully at the ends.
+func (z *Reader) huffman() error {
+	for z.op < outFull {
+		end, err := z.fast()
+		if !end && err == nil && z.op < outFull {
+			end, err = z.symbol()
+		}
+		if err != nil {
+			return err
+		}
+		if end {
+			z.endBlock()
+			return nil
+		}
+	}
+	return nil
+}
+
+// symbol decodes one turn: literals, a match, or the block's end.
+func (z *Reader) symbol() (end bool, err error) {
+	if err := z.peek(); err != nil {
+		return false, err
+	}
+	e := z.lit[z.bits&litMask]
+	if e&second != 0 && e&countMask == 0 {
+		e = z.secondLevel(z.lit[:], e)
+	}
+	if n := int(e & countMask >> countShift); n > 0 {
+		return false, z.literals(e, n)
+	}
+	if e&special != 0 {
+		if e>>valueShift != 0 {
+			return false, ErrCorrupt
+		}
+		z.drop(e)
+		return true, z.missing()
+	}
+	length := z.value(e)
+	d := z.dist[z.bits&distMask]
+	if d&second != 0 {
+		d = z.secondLevel(z.dist[:], d)
+	}
+	if d&special != 0 {
+		return false, ErrCorrupt
+	}
+	dist := z.value(d)
+	if err := z.missing(); err != nil {
+		return false, err
+	}
+	from := z.op - dist
+	if from < z.start {
+		return false, ErrCorrupt
+	}
+	for i := range length {
+		z.out[z.op+i] = z.out[from+i]
+	}
+	z.op += length
+	return false, nil
+}
+
+// literals writes those of e whose bits are all there: codes joined in one entry may
+// reach beyond the end of a truncated input.
+func (z *Reader) literals(e entry, n int) error {
+	z.drop(e)
+	if err := z.missing(); err != nil {
+		return err
+	}
+	for i := range n {
+		z.out[z.op+i] = byte(e >> (litShift + 8*i))
+	}
+	z.op += n
+	return nil
+}
+
+// secondLevel follows e, which points to a second-level table of t.
+func (z *Reader) secondLevel(t []entry, e entry) entry {
+	z.drop(e)
+	return t[uint64(e>>valueShift)+z.bits&(1<<(e>>codeShift&codeMask)-1)]
+}
+
+// value consumes e's bits and gives the length or distance.
+func (z *Reader) value(e entry) int {
+	extra := z.bits & (1<<(e&usedMask) - 1) >> (e >> codeShift & codeMask)
+	z.drop(e)
+	return int(e>>valueShift) + int(extra)
+}
+
+// drop consumes e's bits. Of a truncated input there may be fewer: see missing.
+func (z *Reader) drop(e entry) {
+	z.bits >>= e & usedMask
+	z.nb -= uint(e & usedMask)
+}
+
+// missing says that more bits were consumed than there were.
+func (z *Reader) missing() error {
+	if int(z.nb) < 0 {
+		z.nb = 0
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}

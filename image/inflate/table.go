@@ -1,0 +1,260 @@
+package inflate
+
+import "math/bits"
+
+const (
+	maxLits  = 286 // two more have codes in fixed blocks and may not occur
+	maxDists = 30
+
+	litBits  = 11
+	litMask  = 1<<litBits - 1
+	distBits = 9
+	distMask = 1<<distBits - 1
+	preBits  = 7
+	preMask  = 1<<preBits - 1
+
+	// A second-level table has at most as many entries as the codes of its prefix
+	// need, and is full: all of them together have fewer than two for each symbol
+	// times the depth below the first level.
+	litSize  = 2 << litBits
+	distSize = 4 << distBits
+)
+
+// An entry says what the next bits of the input mean:
+//
+//	bits 0-5    bits to consume, extra bits included
+//	bits 6-7    count of literals; 0: none
+//	bits 8-31   up to three literals, the first one lowest
+//
+// and for what is no literal:
+//
+//	bits 8-11   of the bits to consume, those before the extra bits
+//	bit  12     end of block (value 0) or no code at all (value 1)
+//	bit  13     the value is a second-level table's offset, bits 8-11 its index bits
+//	bits 16-31  smallest length or distance, to which the extra bits are added
+type entry = uint32
+
+const (
+	usedMask   = 1<<6 - 1
+	countShift = 6
+	countMask  = 3 << countShift
+	litShift   = 8
+	codeShift  = 8
+	codeMask   = 15
+	special    = 1 << 12
+	second     = 1 << 13
+	valueShift = 16
+
+	oneLit  = 1 << countShift
+	invalid = special | 1<<valueShift
+)
+
+// tables hold the codes of one block.
+type tables struct {
+	lit     [litSize]entry
+	dist    [distSize]entry
+	pre     [1 << preBits]entry // of code lengths; symbols are as literals
+	isFixed bool
+}
+
+// litEntries and distEntries are the entries of each symbol, without code lengths.
+var (
+	litEntries  = makeLits()
+	distEntries = makeDists()
+)
+
+func makeLits() (t [288]entry) {
+	for i := range 256 {
+		t[i] = oneLit | entry(i)<<litShift
+	}
+	t[256] = special
+	base := entry(3)
+	for i := 257; i < 285; i++ {
+		extra := entry(max(0, (i-257)/4-1))
+		t[i] = base<<valueShift | extra
+		base += 1 << extra
+	}
+	t[285] = maxMatch << valueShift
+	t[286], t[287] = invalid, invalid
+	return t
+}
+
+func makeDists() (t [32]entry) {
+	base := entry(1)
+	for i := range maxDists {
+		extra := entry(max(0, i/2-1))
+		t[i] = base<<valueShift | extra
+		base += 1 << extra
+	}
+	t[30], t[31] = invalid, invalid
+	return t
+}
+
+// fixed prepares the codes of RFC 1951 section 3.2.6.
+func (z *Reader) fixed() {
+	if z.isFixed {
+		return
+	}
+	var lens [288]uint8
+	for i := range lens {
+		switch {
+		case i < 144:
+			lens[i] = 8
+		case i < 256:
+			lens[i] = 9
+		case i < 280:
+			lens[i] = 7
+		default:
+			lens[i] = 8
+		}
+	}
+	z.buildLit(lens[:])
+	for i := range 32 {
+		lens[i] = 5
+	}
+	z.buildDist(lens[:32])
+	z.isFixed = true
+}
+
+func (z *Reader) buildPre(lens []uint8) bool {
+	z.isFixed = false
+	return build(z.pre[:], preBits, lens, litEntries[:])
+}
+
+func (z *Reader) buildDist(lens []uint8) bool {
+	return build(z.dist[:], distBits, lens, distEntries[:])
+}
+
+func (z *Reader) buildLit(lens []uint8) bool {
+	if !build(z.lit[:], litBits, lens, litEntries[:]) {
+		return false
+	}
+	z.joinLits()
+	return true
+}
+
+// joinLits makes entries of one literal whose code leaves room for the code of
+// another one or two into entries of all of them. From the end, because what follows
+// in the input is found at a smaller index, which must still be a single literal.
+func (z *Reader) joinLits() {
+	t := z.lit[:1<<litBits]
+	for i := len(t) - 1; i >= 0; i-- {
+		e := t[i]
+		if e&countMask == 0 {
+			continue
+		}
+		used := e & usedMask
+		for n := entry(1); n < 3; n++ {
+			f := t[i>>used]
+			if f&countMask != oneLit || used+f&usedMask > litBits {
+				break
+			}
+			used += f & usedMask
+			e = e&^usedMask + oneLit | used | f>>litShift<<(litShift+8*n)
+		}
+		t[i] = e
+	}
+}
+
+// build makes the table of a canonical code from the lengths of its codes. It wants
+// the code complete; only a single code of one bit and no code at all will do, too.
+func build(t []entry, first uint, lens []uint8, of []entry) bool {
+	var count [16]int
+	for _, n := range lens {
+		count[n]++
+	}
+	count[0] = 0
+	codes, left := 0, 1<<15
+	var offset [16]int
+	for n := 1; n < 16; n++ {
+		offset[n] = codes
+		codes += count[n]
+		left -= count[n] << (15 - n)
+	}
+	switch {
+	case left == 0:
+	case codes == 0, codes == 1 && count[1] == 1:
+		for i := range t[:1<<first] {
+			t[i] = invalid
+		}
+	default:
+		return false
+	}
+	var sorted [288]uint16
+	for sym, n := range lens {
+		if n != 0 {
+			sorted[offset[n]] = uint16(sym)
+			offset[n]++
+		}
+	}
+	if left != 0 {
+		for i := 0; codes == 1 && i < 1<<first; i += 2 {
+			t[i] = withCode(of[sorted[0]], 1)
+		}
+		return true
+	}
+	fillTable(t, first, &count, sorted[:codes], of)
+	return true
+}
+
+// withCode adds the length of a symbol's code to its entry.
+func withCode(e entry, n uint) entry {
+	if e&countMask != 0 {
+		return e + entry(n)
+	}
+	return e + entry(n) + entry(n)<<codeShift
+}
+
+// fillTable walks the complete code in order of its codes, each reversed as the
+// input has them. The table doubles with each bit of length; what is longer than
+// the first level's index goes to second levels, which are made as prefixes come up.
+func fillTable(t []entry, first uint, count *[16]int, sorted []uint16, of []entry) {
+	code, size, n := uint(0), 1, uint(0)
+	sub, subBits, end := 0, uint(0), 1<<first
+	prefix := ^uint(0)
+	for _, sym := range sorted {
+		for n == 0 || count[n] == 0 {
+			n++
+			if n <= first {
+				copy(t[size:2*size], t[:size])
+				size *= 2
+			}
+		}
+		if n <= first {
+			t[code] = withCode(of[sym], n)
+		} else {
+			if p := code & (1<<first - 1); p != prefix {
+				prefix = p
+				subBits = depth(count, n, first)
+				sub, end = end, end+1<<subBits
+				t[p] = second | entry(sub)<<valueShift | entry(subBits)<<codeShift | entry(first)
+			}
+			for i := code >> first; i < 1<<subBits; i += 1 << (n - first) {
+				t[sub+int(i)] = withCode(of[sym], n-first)
+			}
+		}
+		count[n]--
+		// The next code: reversed, adding one carries from the top bit down.
+		if gap := ^code & (1<<n - 1); gap != 0 {
+			top := uint(1) << (bits.Len(gap) - 1)
+			code = code&(top-1) | top
+		}
+	}
+	if n < first {
+		for ; n < first; n++ {
+			copy(t[size:2*size], t[:size])
+			size *= 2
+		}
+	}
+}
+
+// depth is the number of index bits of the second-level table that begins with a
+// code of n bits: of a complete code, as many as its prefix needs to be full.
+func depth(count *[16]int, n, first uint) uint {
+	d := n - first
+	for room := 1<<d - count[n]; room > 0; {
+		d++
+		room = room<<1 - count[first+d]
+	}
+	return d
+}

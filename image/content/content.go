@@ -1,10 +1,12 @@
-// Package content checks content against its digest and keeps small records durably.
+// Package content checks content against its digest, keeps small records durably and
+// the beginnings of broken transfers for a while.
 //
 // It refuses content that is longer, shorter or other than its descriptor says. It
-// keeps no blobs: a layer is unpacked while it is verified, and the configuration is
-// part of the image's record. Records are files that are replaced atomically; what a
-// crash leaves are files that start with a dot, deleted by the next OpenRecords. The
-// package starts no goroutine.
+// keeps no whole blobs: a layer is unpacked while it is verified, and the configuration
+// is part of the image's record. Records are files that are replaced atomically; what a
+// crash leaves are files that start with a dot, deleted by the next OpenRecords. Partials
+// are one file for each digest, bounded in size and age, trusted by nobody. The package
+// starts no goroutine but the timer that ends a partial's life, which Partials.Close stops.
 package content
 
 import (

@@ -25,17 +25,64 @@ const maxToken = 1 << 20
 type authorizer struct {
 	cred Credentials
 
-	mu    sync.Mutex // held while a token is fetched: the others wait for that one
-	value string     // of the Authorization header
+	mu     sync.Mutex        // held while a token is fetched: the others wait for that one
+	values map[string]string // of the Authorization header, by kind of request; "": the newest
+	tokens map[string]string // by realm, service and scope
+
+	hidden  sync.Mutex // guards secrets; taken last
+	secrets []string   // that were sent to somebody
 }
 
-func (a *authorizer) current() string {
+// attempt is a request that was refused.
+type attempt struct{ kind, used, scope string }
+
+func (a *authorizer) current(kind string) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.value == "" && a.cred.RegistryToken != "" {
-		a.value = "Bearer " + a.cred.RegistryToken
+	return a.currentLocked(kind)
+}
+
+func (a *authorizer) currentLocked(kind string) string {
+	if a.cred.RegistryToken != "" {
+		return "Bearer " + a.cred.RegistryToken
 	}
-	return a.value
+	return cmp.Or(a.values[kind], a.values[""])
+}
+
+func (a *authorizer) set(kind, value string) {
+	if a.values == nil {
+		a.values = map[string]string{}
+	}
+	a.values[kind], a.values[""] = value, value
+}
+
+// redact takes our credentials out of foreign words: some servers repeat what they were
+// sent.
+func (h *host) redact(text string) string {
+	h.auth.hidden.Lock()
+	defer h.auth.hidden.Unlock()
+	c := h.auth.cred
+	hide := append([]string{c.Password, c.IdentityToken, c.RegistryToken}, h.auth.secrets...)
+	if c.Username != "" || c.Password != "" {
+		hide = append(hide, basic(c))
+	}
+	for _, vs := range h.Header {
+		hide = append(hide, vs...)
+	}
+	for _, s := range hide {
+		if len(s) > 2 { // a shorter one shows itself by what it cuts
+			for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s)} {
+				text = strings.ReplaceAll(text, form, "[redacted]")
+			}
+		}
+	}
+	return text
+}
+
+func (h *host) hide(secret string) {
+	h.auth.hidden.Lock()
+	defer h.auth.hidden.Unlock()
+	h.auth.secrets = append(h.auth.secrets, secret)
 }
 
 // challenge is one scheme of a WWW-Authenticate header.
@@ -93,34 +140,56 @@ func paramValue(s string) (value, rest string) {
 	return b.String(), ""
 }
 
-// renew answers a 401 to a request that carried used. It reports whether there is
-// something new to try.
-func (h *host) renew(ctx context.Context, used string, resp *http.Response, scope string) (bool, error) {
+// renew answers a 401. It reports whether there is something new to try.
+func (h *host) renew(ctx context.Context, at attempt, resp *http.Response) (bool, error) {
 	h.auth.mu.Lock()
 	defer h.auth.mu.Unlock()
-	if h.auth.value != used {
+	if h.auth.currentLocked(at.kind) != at.used {
 		return true, nil // another request of this session has been here
 	}
 	cred := h.auth.cred
+	if cred.RegistryToken != "" {
+		return false, nil // what was given is refused: nothing else stands for it
+	}
 	for _, c := range parseChallenges(resp.Header.Values("WWW-Authenticate")) {
+		value := ""
 		switch c.scheme {
 		case "basic":
 			if cred.Username == "" && cred.Password == "" {
 				continue
 			}
-			h.auth.value = "Basic " + basic(cred)
+			value = "Basic " + basic(cred)
 		case "bearer":
-			token, err := h.token(ctx, c.param, scope)
+			token, err := h.cachedToken(ctx, c.param, at)
 			if err != nil {
 				return false, fmt.Errorf("get token: %w", err)
 			}
-			h.auth.value = "Bearer " + token
+			value = "Bearer " + token
 		default:
 			continue
 		}
-		return h.auth.value != used, nil
+		h.auth.set(at.kind, value)
+		return value != at.used, nil
 	}
 	return false, nil
+}
+
+// cachedToken gives the token of a scope, a new one if that is what was refused.
+func (h *host) cachedToken(ctx context.Context, p map[string]string, at attempt) (string, error) {
+	key := p["realm"] + " " + p["service"] + " " + cmp.Or(p["scope"], at.scope)
+	if t := h.auth.tokens[key]; t != "" && "Bearer "+t != at.used {
+		return t, nil
+	}
+	t, err := h.token(ctx, p, at.scope)
+	if err != nil {
+		return "", err
+	}
+	h.hide(t)
+	if h.auth.tokens == nil {
+		h.auth.tokens = map[string]string{}
+	}
+	h.auth.tokens[key] = t
+	return t, nil
 }
 
 func basic(c Credentials) string {
@@ -182,11 +251,11 @@ func (h *host) askToken(ctx context.Context, method string, realm *url.URL, form
 	}
 	resp, err := h.client.Do(req)
 	if err != nil {
-		return "", transportError(err)
+		return "", h.transportError(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("token server %s: %w", realm.Host, tokenStatus(resp))
+		return "", fmt.Errorf("token server %s: %w", realm.Host, h.tokenStatus(resp))
 	}
 	data, err := readBounded(resp.Body, maxToken)
 	if err != nil {
@@ -210,8 +279,8 @@ func (h *host) askToken(ctx context.Context, method string, realm *url.URL, form
 }
 
 // tokenStatus takes a refused grant for what it is: OAuth2 says 400 for bad credentials.
-func tokenStatus(resp *http.Response) error {
-	err := statusError(resp)
+func (h *host) tokenStatus(resp *http.Response) error {
+	err := h.statusError(resp)
 	if resp.StatusCode >= 400 && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests {
 		return fmt.Errorf("%w: %w", errdef.ErrDenied, err)
 	}

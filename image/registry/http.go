@@ -2,19 +2,21 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
 const (
 	dialTimeout  = 10 * time.Second
 	maxRedirects = 10
+	maxHeader    = 256 << 10 // of an answer
+	pingTimeout  = 15 * time.Second
 )
 
 func newHost(ep endpoint, cfg Config) (*host, error) {
@@ -39,6 +41,9 @@ func newHost(ep endpoint, cfg Config) (*host, error) {
 			MaxIdleConnsPerHost:   8,
 			ForceAttemptHTTP2:     true,
 			ReadBufferSize:        64 << 10,
+			// A dead connection of HTTP/2 would take the retries down with it.
+			HTTP2:                  &http.HTTP2Config{SendPingTimeout: cfg.Stall / 2, PingTimeout: min(cfg.Stall, pingTimeout)},
+			MaxResponseHeaderBytes: maxHeader,
 			// Digests and ranges are those of the bytes as stored.
 			DisableCompression: true,
 		},
@@ -50,13 +55,16 @@ func newHost(ep endpoint, cfg Config) (*host, error) {
 // headers configured for this host (CVE-2020-15157).
 func (h *host) redirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= maxRedirects {
-		return errors.New("too many redirects")
+		return fmt.Errorf("%w: more than %d in a row", errRedirect, maxRedirects)
 	}
 	first := via[0].URL
 	if first.Scheme == "https" && req.URL.Scheme != "https" {
-		return errors.New("redirect from https to http")
+		return fmt.Errorf("%w: from https to http", errRedirect)
 	}
 	if req.URL.Host != first.Host || req.URL.Scheme != first.Scheme {
+		if req.Method == http.MethodPost { // a 307 of a token server repeats the refresh token in its body
+			return fmt.Errorf("%w: from the token server to another", errRedirect)
+		}
 		req.Header.Del("Authorization")
 		req.Header.Del("Cookie")
 		for k := range h.Header {
@@ -76,6 +84,7 @@ type request struct {
 
 // do sends a request, answers one challenge, and returns any answer that is not 401.
 func (s *Session) do(ctx context.Context, h *host, r request) (*http.Response, error) {
+	kind, _, _ := strings.Cut(r.path, "/")
 	scope := "repository:" + s.repo.Path + ":pull"
 	u := *h.URL
 	u.Path += "/" + s.repo.Path + "/" + r.path
@@ -91,23 +100,23 @@ func (s *Session) do(ctx context.Context, h *host, r request) (*http.Response, e
 		maps.Copy(req.Header, h.Header)
 		maps.Copy(req.Header, r.header)
 		req.Header.Set("User-Agent", h.cfg.UserAgent)
-		used := h.auth.current()
+		used := h.auth.current(kind)
 		if used != "" {
 			req.Header.Set("Authorization", used)
 		}
 		resp, err := h.client.Do(req)
 		if err != nil {
-			return nil, transportError(err)
+			return nil, h.transportError(err)
 		}
 		h.answered()
 		own := resp.Request.URL.Host == u.Host // not a storage server's words
 		if resp.StatusCode != http.StatusUnauthorized || !first || !own {
 			return resp, nil
 		}
-		again, err := h.renew(ctx, used, resp, scope)
+		again, err := h.renew(ctx, attempt{kind, used, scope}, resp)
 		if err != nil || !again {
 			if err == nil {
-				err = statusError(resp)
+				err = h.statusError(resp)
 			}
 			closeBody(resp)
 			return nil, err

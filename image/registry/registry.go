@@ -3,9 +3,12 @@
 // Which hosts stand for a registry comes from certs.d/<host>/hosts.toml, read anew by
 // each Open; they are tried in order. Credentials go to the registry they were given
 // for and to the token server that it names itself, never to mirrors, never along a
-// redirect to another host. Blobs resume with Range where a connection broke off or
-// stood still. A host that serves content of another digest is counted, and the next one
-// asked. It refuses documents over 4 MiB. It starts no goroutines of its own and writes nothing to disk.
+// redirect to another host. Blobs resume with Range where a connection broke off, stood
+// still or crept, also at another host, and after an earlier transfer. A host that serves
+// content of another digest is counted, and the next one asked; one that gives no answer
+// is asked last until it is back. It refuses documents over 4 MiB and answers that are
+// plainly not the registry's. A Client owns the goroutines that look whether a host is
+// back, and Close awaits them. To disk it writes nothing but the partial blobs it is given.
 package registry
 
 import (
@@ -33,17 +36,26 @@ type Config struct {
 	HostsDir  string        // certs.d
 	UserAgent string        // "cri-runtime"
 	Stall     time.Duration // no byte for so long: try again; 30 s
-	Attempts  int           // without any progress, per blob; 5
+	MinRate   int64         // bytes per second on average over Stall, or try again; 1024
+	Attempts  int           // without progress, per document or blob; 5
 	Backoff   time.Duration // before the first retry, doubled for each further; 200 ms
+
+	Partials *content.Partials // where broken transfers leave what came; nil: nowhere. The client closes it
 }
 
 // Client makes sessions.
 type Client struct {
 	cfg    Config
 	memory *memory
+
+	probes sync.WaitGroup
+
+	mu      sync.Mutex
+	probing map[string]context.CancelFunc // by address
+	closed  bool
 }
 
-// New fills in the defaults.
+// New fills in the defaults. Close ends what the client does in the background.
 func New(cfg Config) *Client {
 	if cfg.UserAgent == "" {
 		cfg.UserAgent = "cri-runtime"
@@ -57,7 +69,11 @@ func New(cfg Config) *Client {
 	if cfg.Backoff == 0 {
 		cfg.Backoff = 200 * time.Millisecond
 	}
-	return &Client{cfg, &memory{dead: map[string]time.Time{}, wrong: map[string]uint64{}}}
+	if cfg.MinRate == 0 {
+		cfg.MinRate = 1024
+	}
+	return &Client{cfg: cfg, probing: map[string]context.CancelFunc{},
+		memory: &memory{hosts: map[string]*trouble{}, wrong: map[string]uint64{}}}
 }
 
 // Repository is a place in a registry: "docker.io", "library/busybox".
@@ -69,10 +85,10 @@ type Session struct {
 	cfg    Config
 	repo   Repository
 	hosts  []*host
-	memory *memory
+	client *Client
 
-	mu    sync.Mutex
-	liars map[digest.Digest][]*host // served something else under that digest
+	mu     sync.Mutex
+	doubts map[digest.Digest]*doubt
 }
 
 // Open reads the configuration of the repository's registry.
@@ -81,7 +97,7 @@ func (c *Client) Open(repo Repository, cred Credentials) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure registry %s: %w", repo.Host, err)
 	}
-	s := &Session{cfg: c.cfg, repo: repo, memory: c.memory}
+	s := &Session{cfg: c.cfg, repo: repo, client: c}
 	for _, ep := range eps {
 		h, err := newHost(ep, c.cfg)
 		if err != nil {
@@ -166,7 +182,7 @@ type host struct {
 
 // answered notes that the host speaks this scheme.
 func (h *host) answered() {
-	h.memory.lives(h.address())
+	h.memory.well(h.address(), silent)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.spoke, h.down = true, nil
@@ -198,20 +214,27 @@ type ask struct {
 }
 
 // candidates lists the hosts that may be asked; those that could not be reached before
-// in this session, or not be dialled a moment ago, come last, so that a dead mirror
-// costs its time once. One that served something else under the same digest is out.
-func (s *Session) candidates(q ask) []*host {
+// in this session, or are known to be in trouble, come last, so that a dead mirror costs
+// its time once. One that served something else under the same digest is out.
+func (s *Session) candidates(ctx context.Context, q ask) []*host {
+	var liars []*host
 	s.mu.Lock()
-	liars := slices.Clone(s.liars[q.digest])
+	if v := s.doubts[q.digest]; v != nil {
+		liars = slices.Clone(v.liars)
+	}
 	s.mu.Unlock()
 	var up, down []*host
 	for _, h := range s.hosts {
-		switch {
-		case h.Capabilities&q.need == 0 || slices.Contains(liars, h):
-		case h.twin != nil && h.twin.hasSpoken() && !h.hasSpoken():
-		case h.isDown() || s.memory.isDead(h.address()):
+		if h.Capabilities&q.need == 0 || slices.Contains(liars, h) || h.twin != nil && h.twin.hasSpoken() && !h.hasSpoken() {
+			continue
+		}
+		ill, probe := s.client.memory.ill(h.address())
+		if probe {
+			s.client.probe(ctx, h)
+		}
+		if ill || h.isDown() {
 			down = append(down, h)
-		default:
+		} else {
 			up = append(up, h)
 		}
 	}
@@ -221,7 +244,7 @@ func (s *Session) candidates(q ask) []*host {
 // each tries the hosts in order until one answers. The error names every host.
 func (s *Session) each(ctx context.Context, q ask, try func(*host) error) error {
 	var errs hostErrors
-	for _, h := range s.candidates(q) {
+	for _, h := range s.candidates(ctx, q) {
 		if h.twin != nil && h.twin.hasSpoken() && !h.hasSpoken() {
 			continue // the twin spoke since
 		}
@@ -232,21 +255,30 @@ func (s *Session) each(ctx context.Context, q ask, try func(*host) error) error 
 		if ctx.Err() != nil {
 			return fmt.Errorf("%s: %w", q.what, errors.Join(context.Cause(ctx), err))
 		}
-		if errors.Is(err, errUnreachable) {
-			h.failed(err)
-			if undialled(err) {
-				s.memory.died(h.address())
-			}
-		}
-		if q.digest != "" && errors.Is(err, content.ErrMismatch) {
-			s.lied(ctx, h, q.digest)
-		}
-		errs = append(errs, hostError{h.URL.Host, err})
+		s.blame(ctx, h, q, err)
+		errs = append(errs, hostError{h, err})
 	}
 	if len(errs) == 0 {
 		return fmt.Errorf("%s: no configured host of %s may be asked: %w", q.what, s.repo.Host, errdef.ErrInvalid)
 	}
 	return errs.sum(q.what)
+}
+
+// blame remembers what a failure says about a host.
+func (s *Session) blame(ctx context.Context, h *host, q ask, err error) {
+	if errors.Is(err, errUnreachable) {
+		h.failed(err)
+	}
+	if errors.Is(err, errSilent) && h.twin == nil { // the other form of one host costs nothing
+		s.client.memory.troubled(h.address(), silent, 0)
+	}
+	if se, ok := errors.AsType[*StatusError](err); ok && se.RetryAfter > 0 {
+		h.failed(err)
+		s.client.memory.troubled(h.address(), slow, min(se.RetryAfter, maxPenalty))
+	}
+	if q.digest != "" && errors.Is(err, content.ErrMismatch) {
+		s.lied(ctx, h, q.digest)
+	}
 }
 
 // A Document is a manifest or index as it was served.

@@ -23,6 +23,7 @@ type config struct {
 	StreamAddr     string            // loopback address of exec, attach and port-forward
 	MetricsAddress string            // TCP address of /metrics; empty: only on the admin socket
 	RegistryConfig string            // certs.d directory
+	Signatures     string            // containers-policy.json: who must have signed images; "" accepts any
 	Network        string            // cni or builtin
 	CNIConf        string            // directory of conflists
 	CNIBin         []string          // directories of plugins
@@ -66,6 +67,7 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.StreamAddr, "stream-address", c.StreamAddr, "loopback address for exec, attach and port-forward")
 	f.StringVar(&c.MetricsAddress, "metrics-address", c.MetricsAddress, "TCP address that serves /metrics, such as 127.0.0.1:9474; without, only the admin socket does")
 	f.StringVar(&c.RegistryConfig, "registry-config", c.RegistryConfig, "directory with HOST/hosts.toml files")
+	f.StringVar(&c.Signatures, "signature-policy", c.Signatures, "containers-policy.json: which images are accepted, by whose signature; none: any image")
 	f.StringVar(&c.Network, "network", c.Network, `"cni": what the CNI directory says; "builtin": a bridge network that needs no configuration`)
 	f.StringVar(&c.CNIConf, "cni-conf-dir", c.CNIConf, "directory of CNI conflists")
 	f.StringSliceVar(&c.CNIBin, "cni-bin-dir", c.CNIBin, "directories of CNI plugins")
@@ -90,6 +92,9 @@ func (c *config) check() error {
 		if !filepath.IsAbs(path) {
 			bad(flag, "%q is not an absolute path", path)
 		}
+	}
+	if c.Signatures != "" && !filepath.IsAbs(c.Signatures) {
+		bad("signature-policy", "%q is not an absolute path", c.Signatures)
 	}
 	oneOf := func(flag, value string, allowed ...string) {
 		if !slices.Contains(allowed, value) {

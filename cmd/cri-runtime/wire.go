@@ -20,6 +20,7 @@ import (
 	"github.com/cri-runtime/cri-runtime/cri"
 	"github.com/cri-runtime/cri-runtime/cri/admin"
 	"github.com/cri-runtime/cri-runtime/image"
+	"github.com/cri-runtime/cri-runtime/image/policy"
 	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
 	"github.com/cri-runtime/cri-runtime/internal/linux/probe"
 	"github.com/cri-runtime/cri-runtime/oci/launch/apparmor"
@@ -66,9 +67,7 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 	if n.cgroups, err = cgroup.Open(ctx); err != nil {
 		return nil, fmt.Errorf("open cgroups: %w", err)
 	}
-	if n.images, err = image.Open(ctx, image.Options{
-		Root: filepath.Join(c.Root, "image"), State: filepath.Join(c.State, "image"), HostsDir: c.RegistryConfig, Pinned: c.Pinned,
-	}); err != nil {
+	if n.images, err = openImages(ctx, c); err != nil {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
 	if n.network, err = openNetwork(ctx, c); err != nil {
@@ -98,6 +97,22 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 	})
 	n.admin = admin.New(admin.Deps{Images: n.images, Archives: n.images, Version: version})
 	return n, nil
+}
+
+func openImages(ctx context.Context, c config) (*image.Store, error) {
+	o := image.Options{
+		Root: filepath.Join(c.Root, "image"), State: filepath.Join(c.State, "image"), HostsDir: c.RegistryConfig, Pinned: c.Pinned,
+	}
+	if c.Signatures == "" {
+		klog.FromContext(ctx).Info("No signature policy: any image is accepted")
+	} else {
+		p, err := policy.Load(c.Signatures)
+		if err != nil {
+			return nil, err
+		}
+		o.Policy = p
+	}
+	return image.Open(ctx, o)
 }
 
 func openNetwork(ctx context.Context, c config) (*cni.Network, error) {

@@ -111,12 +111,15 @@ func (r *Records) Put(name string, v any) (err error) {
 	return r.sync()
 }
 
-// Delete removes a record; it is no error when there is none.
+// Delete removes a record; it is no error when there is none. It waits for no disk, and
+// needs no room on it. Journalling filesystems keep the order of removals: where what the
+// record stood for is removed after it, a power cut may bring back both, never the record
+// alone.
 func (r *Records) Delete(name string) error {
 	if err := ignoreGone(os.Remove(r.path(name))); err != nil {
 		return fmt.Errorf("remove record %s: %w", name, err)
 	}
-	return r.sync()
+	return nil
 }
 
 // sync makes the directory's entries durable.

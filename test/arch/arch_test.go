@@ -30,7 +30,7 @@ const module = "github.com/cri-runtime/cri-runtime"
 // know each other, then internal, which knows Linux and not Kubernetes.
 var mayImport = map[string][]string{
 	"cmd/cri-runtime":     {"cri", "sandbox", "image", "cni", "oci", "internal"},
-	"cmd/cri-runtime/cli": {}, // a CRI client like any other
+	"cmd/cri-runtime/cli": {"cri/admin", "image"}, // a client like any other; image: values only
 	"cmd/cri-monitor":     {"oci/monitor/wire", "oci/launch/plan"},
 	"cri":                 {"sandbox", "image", "oci/spec", "internal"}, // oci/spec: values only
 	"sandbox":             {"image", "cni", "oci", "internal"},

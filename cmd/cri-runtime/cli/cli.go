@@ -1,5 +1,6 @@
 // Package cli holds the commands of cri-runtime that talk to a running daemon. They
-// are clients like any other: all they do goes through the CRI socket.
+// are clients like any other: all they do goes through the CRI socket, and what CRI has
+// no call for through the admin socket.
 //
 // `run` starts one pod from a Kubernetes manifest. It is no kubelet: it refuses, by
 // name, every field that it would have to watch over or ask a cluster about (probes,
@@ -29,7 +30,9 @@ import (
 const replyLimit = 16 << 20
 
 // Commands returns the client commands.
-func Commands() []*cobra.Command { return []*cobra.Command{runCommand(), pullCommand()} }
+func Commands() []*cobra.Command {
+	return []*cobra.Command{runCommand(), pullCommand(), pullsCommand(), imageCommand()}
+}
 
 // defaultSocket is where the daemon listens when nobody says otherwise.
 const defaultSocket = "/run/cri-runtime/cri-runtime.sock"
@@ -99,30 +102,5 @@ Without --follow or --rm the pod goes on running when the command ends. When the
 	f.BoolVarP(&o.follow, "follow", "f", false, "show the log until Ctrl-C or until all containers have ended")
 	f.BoolVar(&o.remove, "rm", false, "like --follow, and remove the pod afterwards")
 	f.BoolVar(&o.http, "http", o.http, `fetch and show the page of the container port called "http"`)
-	return cmd
-}
-
-func pullCommand() *cobra.Command {
-	socket, timeout := defaultSocket, 10*time.Minute
-	cmd := &cobra.Command{
-		Use:   "pull IMAGE",
-		Short: "Pull an image",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := connect(cmd.Context(), socket)
-			if err != nil {
-				return err
-			}
-			defer c.conn.Close() //nolint:errcheck // nothing is left to be said on it
-			ctx, cancel := context.WithTimeoutCause(cmd.Context(), timeout, errTimeout)
-			defer cancel()
-			if _, err = c.pull(ctx, args[0], nil, newScreen(cmd.OutOrStdout())); err != nil && ctx.Err() != nil {
-				return why(ctx, err)
-			}
-			return err
-		},
-	}
-	cmd.Flags().StringVar(&socket, "connect", socket, "unix socket of the CRI server")
-	cmd.Flags().DurationVar(&timeout, "timeout", timeout, "how long the pull may take")
 	return cmd
 }

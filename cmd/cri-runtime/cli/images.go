@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
+	"sync"
 	"time"
 
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,12 +23,55 @@ func (c *client) find(ctx context.Context, name string) (*rt.Image, error) {
 	return reply.Image, nil
 }
 
-// pull fetches an image, for a pod or for none.
-func (c *client) pull(ctx context.Context, name string, pod *rt.PodSandboxConfig, show *screen) (*rt.Image, error) {
+// pullOptions say for whom an image is pulled, and how to show it.
+type pullOptions struct {
+	pod    *rt.PodSandboxConfig // nil: none
+	auth   *rt.AuthConfig       // nil: none
+	output string               // "" is text
+}
+
+// pulled is how a pull ended, as JSON shows it.
+type pulled struct {
+	Ref     string  `json:"ref"`
+	Image   string  `json:"image,omitempty"`
+	Bytes   uint64  `json:"bytes,omitempty"`
+	Seconds float64 `json:"seconds"`
+	Error   string  `json:"error,omitempty"`
+}
+
+// pull fetches an image and shows how far it is.
+func (c *client) pull(ctx context.Context, name string, o pullOptions, show *screen) (*rt.Image, error) {
 	start := time.Now()
-	done := show.wait("image", "pulling "+name)
-	_, err := c.images.PullImage(ctx, &rt.PullImageRequest{Image: imageSpec(name), SandboxConfig: pod})
-	done()
+	image, err := c.pullShown(ctx, name, o, show)
+	if o.output == outputJSON {
+		end := pulled{Ref: name, Image: image.GetId(), Bytes: image.GetSize(), Seconds: time.Since(start).Seconds()}
+		if err != nil {
+			end.Error = err.Error()
+		}
+		printJSON(show.out, end)
+		return image, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	show.step("image", "%s pulled in %s, %.1f MB", name, took(start), float64(image.Size)/1e6)
+	return image, nil
+}
+
+func (c *client) pullShown(ctx context.Context, name string, o pullOptions, show *screen) (*rt.Image, error) {
+	var pull sync.WaitGroup
+	var err error
+	done := make(chan struct{})
+	pull.Go(func() {
+		defer close(done)
+		_, err = c.images.PullImage(ctx, &rt.PullImageRequest{Image: imageSpec(name), SandboxConfig: o.pod, Auth: o.auth})
+	})
+	idle := func() {}
+	if o.output != outputJSON {
+		idle = newSpinner(show, "image", "pulling "+name).tick
+	}
+	c.follow(ctx, name, done, newView(show, o.output), idle)
+	pull.Wait()
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", name, plain(err))
 	}
@@ -37,6 +82,45 @@ func (c *client) pull(ctx context.Context, name string, pod *rt.PodSandboxConfig
 	if image == nil {
 		return nil, fmt.Errorf("pull %s: the runtime does not know it afterwards", name)
 	}
-	show.step("image", "%s pulled in %s, %.1f MB", name, took(start), float64(image.Size)/1e6)
 	return image, nil
+}
+
+// imageLine is an image as `image ls` shows it.
+type imageLine struct {
+	ID      string   `json:"id"`
+	Tags    []string `json:"tags"`
+	Digests []string `json:"digests"`
+	Bytes   uint64   `json:"bytes"`
+	Pinned  bool     `json:"pinned"`
+}
+
+// listImages prints all images, a line for each name.
+func (c *client) listImages(ctx context.Context, out io.Writer, output string) error {
+	reply, err := c.images.ListImages(ctx, &rt.ListImagesRequest{})
+	if err != nil {
+		return fmt.Errorf("list images: %w", plain(err))
+	}
+	if output == outputJSON {
+		list := []imageLine{}
+		for _, i := range reply.Images {
+			list = append(list, imageLine{i.Id, i.RepoTags, i.RepoDigests, i.Size, i.Pinned})
+		}
+		printJSON(out, list)
+		return nil
+	}
+	rows := [][]string{{"IMAGE", "ID", "SIZE"}}
+	for _, i := range reply.Images {
+		names := i.RepoTags
+		if len(names) == 0 {
+			names = i.RepoDigests
+		}
+		if len(names) == 0 {
+			names = []string{"-"}
+		}
+		for _, n := range names {
+			rows = append(rows, []string{printable(n), shortID(i.Id), size(int64(i.Size))}) // #nosec G115 -- a size on disk
+		}
+	}
+	table(out, rows)
+	return nil
 }

@@ -248,7 +248,7 @@ func (r *runner) getImage(ctx context.Context, c *container) error {
 	case image != nil && c.ImagePullPolicy != "Always":
 		r.show.step("image", "%s is here", c.Image)
 	default:
-		if image, err = r.pull(ctx, c.Image, r.config, r.show); err != nil {
+		if image, err = r.pull(ctx, c.Image, pullOptions{pod: r.config}, r.show); err != nil {
 			return err
 		}
 	}

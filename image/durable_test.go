@@ -98,3 +98,31 @@ func TestVerifyAndHeal(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What others put into the store's directories is found, and taken away when asked for.
+func TestGarbage(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	r := newReg(t)
+	_, id := r.simple(t, "x", "1", "x")
+	s := openTest(t, Options{})
+	mustPull(t, s, r.host()+"/x:1")
+	if _, err := s.Prepare(t.Context(), "c", ID(id), PrepareOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	strange := filepath.Join(s.opt.Root, "l", "zz")
+	if err := errors.Join(os.Mkdir(strange, 0o700), os.WriteFile(filepath.Join(strange, "f"), make([]byte, 10000), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, dryRun := range []bool{true, true, false} {
+		got, err := s.Garbage(t.Context(), dryRun)
+		if err != nil || len(got) != 1 || got[0].Path != strange || got[0].Bytes < 10000 {
+			t.Errorf("garbage, dry run %v: got %+v, %v", dryRun, got, err)
+		}
+	}
+	if _, err := os.Stat(strange); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after the collection: %v", err)
+	}
+	if err := s.Verify(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+}

@@ -28,6 +28,7 @@ func (s *Store) snapshot(ctx context.Context, id ID, q snapshot.Request) (Rootfs
 	e := s.images[id]
 	if e != nil {
 		s.snaps.Retain(e.layers)
+		s.usedLocked(id)
 	}
 	s.mu.Unlock()
 	if e == nil {
@@ -65,6 +66,12 @@ func (s *Store) Keys() []string { return s.snaps.Keys() }
 // seconds old, more for large trees; only the first call for a key waits, half a second
 // at most, and says ErrRetry when that was not enough.
 func (s *Store) Usage(key string) (bytes, inodes uint64, err error) { return s.snaps.Usage(key) }
+
+// LayerStore tells how new layers are kept, and why not as EROFS if that was to be seen.
+func (s *Store) LayerStore() map[string]string {
+	f, reason := s.snaps.Chosen()
+	return map[string]string{"format": string(f), "notEROFS": reason}
+}
 
 // FsUsage gives what layers and what writable layers occupy.
 func (s *Store) FsUsage() (layers, writable FsStat, err error) {

@@ -34,7 +34,8 @@ type Options struct {
 	Stall         time.Duration // a transfer without a byte for so long is tried again
 	MaxLayerBytes int64         // uncompressed; 128 GiB
 	UserAgent     string
-	Policy        *policy.Policy // of signatures; nil accepts any image
+	LayerStore    snapshot.Format // of new layers; "" is auto
+	Policy        *policy.Policy  // of signatures; nil accepts any image
 }
 
 // Store keeps images and the snapshots made of them. Readers never wait for writers.
@@ -97,7 +98,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 			return nil, fmt.Errorf("pinned image pattern %q: %w: %w", p, err, errdef.ErrInvalid)
 		}
 	}
-	snaps, err := snapshot.Open(ctx, snapshot.Options{Root: o.Root, State: o.State,
+	snaps, err := snapshot.Open(ctx, snapshot.Options{Root: o.Root, State: o.State, Format: o.LayerStore,
 		Layer: layer.Options{MaxBytes: o.MaxLayerBytes, MaxEntries: 8 << 20}})
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)

@@ -22,6 +22,7 @@ type config struct {
 	Listen         string            // unix socket of the CRI server
 	StreamAddr     string            // loopback address of exec, attach and port-forward
 	MetricsAddress string            // TCP address of /metrics; empty: only on the admin socket
+	LayerStore     string            // how layers are kept: auto, erofs, directory
 	RegistryConfig string            // certs.d directory
 	Signatures     string            // containers-policy.json: who must have signed images; "" accepts any
 	Network        string            // cni or builtin
@@ -44,7 +45,7 @@ const builtinRuntime = "builtin"
 func defaults() config {
 	return config{
 		Root: "/var/lib/cri-runtime", State: "/run/cri-runtime", Listen: "/run/cri-runtime/cri-runtime.sock",
-		StreamAddr: "127.0.0.1:0", RegistryConfig: "/etc/cri-runtime/certs.d",
+		StreamAddr: "127.0.0.1:0", LayerStore: "auto", RegistryConfig: "/etc/cri-runtime/certs.d",
 		Network: "cni", CNIConf: "/etc/cni/net.d", CNIBin: []string{"/opt/cni/bin"}, CNIBuiltin: "missing",
 		CgroupParent: "/cri-runtime", CgroupDriver: "cgroupfs", Runtimes: map[string]string{}, DefaultRuntime: builtinRuntime,
 		Monitor: besides("cri-monitor"), SeccompDir: "/var/lib/kubelet/seccomp",
@@ -66,6 +67,7 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.Listen, "listen", c.Listen, "unix socket of the CRI server")
 	f.StringVar(&c.StreamAddr, "stream-address", c.StreamAddr, "loopback address for exec, attach and port-forward")
 	f.StringVar(&c.MetricsAddress, "metrics-address", c.MetricsAddress, "TCP address that serves /metrics, such as 127.0.0.1:9474; without, only the admin socket does")
+	f.StringVar(&c.LayerStore, "layer-store", c.LayerStore, `how new image layers are kept: "erofs" (needs Linux 6.15), "directory", or "auto": the first where it works`)
 	f.StringVar(&c.RegistryConfig, "registry-config", c.RegistryConfig, "directory with HOST/hosts.toml files")
 	f.StringVar(&c.Signatures, "signature-policy", c.Signatures, "containers-policy.json: which images are accepted, by whose signature; none: any image")
 	f.StringVar(&c.Network, "network", c.Network, `"cni": what the CNI directory says; "builtin": a bridge network that needs no configuration`)
@@ -103,6 +105,7 @@ func (c *config) check() error {
 	}
 	oneOf("network", c.Network, "cni", "builtin")
 	oneOf("cni-builtin", c.CNIBuiltin, "missing", "always", "off")
+	oneOf("layer-store", c.LayerStore, "auto", "erofs", "directory")
 	oneOf("cgroup-driver", c.CgroupDriver, "cgroupfs")
 	if err := cgroup.Path(c.CgroupParent).Valid(); err != nil {
 		bad("cgroup-parent", "%w", err)

@@ -21,6 +21,7 @@ import (
 	"github.com/cri-runtime/cri-runtime/cri/admin"
 	"github.com/cri-runtime/cri-runtime/image"
 	"github.com/cri-runtime/cri-runtime/image/policy"
+	"github.com/cri-runtime/cri-runtime/image/snapshot"
 	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
 	"github.com/cri-runtime/cri-runtime/internal/linux/probe"
 	"github.com/cri-runtime/cri-runtime/oci/launch/apparmor"
@@ -102,6 +103,7 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 func openImages(ctx context.Context, c config) (*image.Store, error) {
 	o := image.Options{
 		Root: filepath.Join(c.Root, "image"), State: filepath.Join(c.State, "image"), HostsDir: c.RegistryConfig, Pinned: c.Pinned,
+		LayerStore: snapshot.Format(c.LayerStore),
 	}
 	if c.Signatures == "" {
 		klog.FromContext(ctx).Info("No signature policy: any image is accepted")
@@ -173,7 +175,7 @@ func (n *node) openSandboxes(ctx context.Context) (*sandbox.Service, error) {
 		State: filepath.Join(c.State, "sandbox"), CgroupParent: cgroup.Path(c.CgroupParent), Driver: cgroup.Cgroupfs, SeccompDir: c.SeccompDir,
 		Images: n.images, Snapshots: n.images, Network: n.network, Processes: n.monitor, Streams: n.monitor, Cgroups: n.cgroups,
 		Runtimes: runtimes, Default: c.DefaultRuntime, Init: builtin, Security: security{apparmor.New()}, Capabilities: caps,
-		Info: map[string]any{"version": version, "config": c, "kernel": n.features},
+		Info: map[string]any{"version": version, "config": c, "kernel": n.features, "layerStore": n.images.LayerStore()},
 		Features: sandbox.NodeFeatures{
 			UserNamespaces: n.features.UserNamespaces, RecursiveReadOnly: n.features.RecursiveReadOnly, IDMap: n.features.IDMap, PSI: n.features.PSI,
 		},

@@ -158,7 +158,7 @@ func mount(t *testing.T, layers ...string) string {
 	return at
 }
 
-func tree(t *testing.T, dir string) string {
+func listing(t *testing.T, dir string) string {
 	t.Helper()
 	var out []string
 	err := filepath.Walk(dir, func(p string, fi os.FileInfo, err error) error {
@@ -216,7 +216,7 @@ func TestMergedView(t *testing.T) {
 			l, u := t.TempDir(), t.TempDir()
 			mustApply(t, l, lower...)
 			mustApply(t, u, tc.upper...)
-			if got := tree(t, mount(t, l, u)); got != tc.want {
+			if got := listing(t, mount(t, l, u)); got != tc.want {
 				t.Errorf("merged: got %q, want %q", got, tc.want)
 			}
 		})

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cri-runtime/cri-runtime/image/registry"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
@@ -280,7 +282,7 @@ func result(err error) string {
 		name string
 	}{
 		{context.Canceled, "canceled"}, {context.DeadlineExceeded, "canceled"}, {errdef.ErrDenied, "denied"}, {errdef.ErrNotFound, "not_found"},
-		{errdef.ErrExhausted, "exhausted"}, {errdef.ErrInvalid, "invalid"}, {errdef.ErrRetry, "unavailable"},
+		{errdef.ErrExhausted, "exhausted"}, {unix.ENOSPC, "exhausted"}, {unix.EDQUOT, "exhausted"}, {errdef.ErrInvalid, "invalid"}, {errdef.ErrRetry, "unavailable"},
 	} {
 		if errors.Is(err, k.is) {
 			return k.name

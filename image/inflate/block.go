@@ -111,11 +111,11 @@ func (z *Reader) codeLengths(lens []uint8) error {
 			return err
 		}
 		e := z.pre[z.bits&preMask]
-		sym, used := uint8(e>>litShift), uint(e&usedMask)
+		sym, used := uint8(e>>valueShift), uint(e&usedMask)
 		var value uint8
 		run, extra := 1, uint(0)
 		switch {
-		case e&countMask == 0:
+		case e&literal == 0:
 			return ErrCorrupt
 		case sym < 16:
 			value = sym

@@ -12,28 +12,32 @@ func (z *Reader) fast() (end bool, err error) {
 		return false, nil
 	}
 	ip, op, bits, nb := z.ip, z.op, z.bits, z.nb
+	bits |= binary.LittleEndian.Uint64(z.in[ip:]) << (nb & 63)
+	ip += int(^nb >> 3 & 7)
+	nb |= 56
+	e := z.lit[bits&litMask]
 	for ip <= last && op < outFull {
 		bits |= binary.LittleEndian.Uint64(z.in[ip:]) << (nb & 63)
 		ip += int(^nb >> 3 & 7)
 		nb |= 56
-		e := z.lit[bits&litMask]
-		if e&countMask != 0 {
-			binary.LittleEndian.PutUint32(z.out[op:], e>>litShift)
-			op += int(e >> countShift & 3)
+		if e&literal != 0 {
+			z.out[op] = byte(e >> valueShift)
+			op++
 			bits >>= e & usedMask
 			nb -= uint(e)
 			e = z.lit[bits&litMask]
-			if e&countMask != 0 {
-				binary.LittleEndian.PutUint32(z.out[op:], e>>litShift)
-				op += int(e >> countShift & 3)
+			if e&literal != 0 {
+				z.out[op] = byte(e >> valueShift)
+				op++
 				bits >>= e & usedMask
 				nb -= uint(e)
 				e = z.lit[bits&litMask]
-				if e&countMask != 0 {
-					binary.LittleEndian.PutUint32(z.out[op:], e>>litShift)
-					op += int(e >> countShift & 3)
+				if e&literal != 0 {
+					z.out[op] = byte(e >> valueShift)
+					op++
 					bits >>= e & usedMask
 					nb -= uint(e)
+					e = z.lit[bits&litMask]
 					continue
 				}
 			}
@@ -43,11 +47,12 @@ func (z *Reader) fast() (end bool, err error) {
 				bits >>= litBits
 				nb -= litBits
 				e = z.lit[(uint64(e>>valueShift)+bits&(1<<(e>>codeShift&codeMask)-1))%litSize]
-				if e&countMask != 0 {
-					z.out[op] = byte(e >> litShift)
+				if e&literal != 0 {
+					z.out[op] = byte(e >> valueShift)
 					op++
 					bits >>= e & usedMask
 					nb -= uint(e)
+					e = z.lit[bits&litMask]
 					continue
 				}
 			}
@@ -83,6 +88,7 @@ func (z *Reader) fast() (end bool, err error) {
 		dist := int(e>>valueShift) + int(bits&(1<<(e&usedMask)-1)>>(e>>codeShift&codeMask))
 		bits >>= e & usedMask
 		nb -= uint(e)
+		e = z.lit[bits&litMask]
 		from := op - dist
 		if from < z.start {
 			err = ErrCorrupt

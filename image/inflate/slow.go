@@ -21,17 +21,23 @@ func (z *Reader) huffman() error {
 	return nil
 }
 
-// symbol decodes one turn: literals, a match, or the block's end.
+// symbol decodes one turn: a literal, a match, or the block's end.
 func (z *Reader) symbol() (end bool, err error) {
 	if err := z.peek(); err != nil {
 		return false, err
 	}
 	e := z.lit[z.bits&litMask]
-	if e&second != 0 && e&countMask == 0 {
+	if e&second != 0 {
 		e = z.secondLevel(z.lit[:], e)
 	}
-	if n := int(e & countMask >> countShift); n > 0 {
-		return false, z.literals(e, n)
+	if e&literal != 0 {
+		z.drop(e)
+		if err := z.missing(); err != nil {
+			return false, err
+		}
+		z.out[z.op] = byte(e >> valueShift)
+		z.op++
+		return false, nil
 	}
 	if e&special != 0 {
 		if e>>valueShift != 0 {
@@ -61,20 +67,6 @@ func (z *Reader) symbol() (end bool, err error) {
 	}
 	z.op += length
 	return false, nil
-}
-
-// literals writes those of e whose bits are all there: codes joined in one entry may
-// reach beyond the end of a truncated input.
-func (z *Reader) literals(e entry, n int) error {
-	z.drop(e)
-	if err := z.missing(); err != nil {
-		return err
-	}
-	for i := range n {
-		z.out[z.op+i] = byte(e >> (litShift + 8*i))
-	}
-	z.op += n
-	return nil
 }
 
 // secondLevel follows e, which points to a second-level table of t.

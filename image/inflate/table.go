@@ -23,29 +23,22 @@ const (
 // An entry says what the next bits of the input mean:
 //
 //	bits 0-5    bits to consume, extra bits included
-//	bits 6-7    count of literals; 0: none
-//	bits 8-31   up to three literals, the first one lowest
-//
-// and for what is no literal:
-//
+//	bit  6      the value is a literal
+//	bit  7      the value is 0 for the end of a block, 1 for what is no code at all
 //	bits 8-11   of the bits to consume, those before the extra bits
-//	bit  12     end of block (value 0) or no code at all (value 1)
-//	bit  13     the value is a second-level table's offset, bits 8-11 its index bits
-//	bits 16-31  smallest length or distance, to which the extra bits are added
+//	bit  12     the value is a second-level table's offset, bits 8-11 its index bits
+//	bits 16-31  literal, or the smallest length or distance that extra bits add to
 type entry = uint32
 
 const (
 	usedMask   = 1<<6 - 1
-	countShift = 6
-	countMask  = 3 << countShift
-	litShift   = 8
+	literal    = 1 << 6
+	special    = 1 << 7
 	codeShift  = 8
 	codeMask   = 15
-	special    = 1 << 12
-	second     = 1 << 13
+	second     = 1 << 12
 	valueShift = 16
 
-	oneLit  = 1 << countShift
 	invalid = special | 1<<valueShift
 )
 
@@ -65,7 +58,7 @@ var (
 
 func makeLits() (t [288]entry) {
 	for i := range 256 {
-		t[i] = oneLit | entry(i)<<litShift
+		t[i] = literal | entry(i)<<valueShift
 	}
 	t[256] = special
 	base := entry(3)
@@ -126,34 +119,7 @@ func (z *Reader) buildDist(lens []uint8) bool {
 }
 
 func (z *Reader) buildLit(lens []uint8) bool {
-	if !build(z.lit[:], litBits, lens, litEntries[:]) {
-		return false
-	}
-	z.joinLits()
-	return true
-}
-
-// joinLits makes entries of one literal whose code leaves room for the code of
-// another one or two into entries of all of them. From the end, because what follows
-// in the input is found at a smaller index, which must still be a single literal.
-func (z *Reader) joinLits() {
-	t := z.lit[:1<<litBits]
-	for i := len(t) - 1; i >= 0; i-- {
-		e := t[i]
-		if e&countMask == 0 {
-			continue
-		}
-		used := e & usedMask
-		for n := entry(1); n < 3; n++ {
-			f := t[i>>used]
-			if f&countMask != oneLit || used+f&usedMask > litBits {
-				break
-			}
-			used += f & usedMask
-			e = e&^usedMask + oneLit | used | f>>litShift<<(litShift+8*n)
-		}
-		t[i] = e
-	}
+	return build(z.lit[:], litBits, lens, litEntries[:])
 }
 
 // build makes the table of a canonical code from the lengths of its codes. It wants
@@ -199,9 +165,6 @@ func build(t []entry, first uint, lens []uint8, of []entry) bool {
 
 // withCode adds the length of a symbol's code to its entry.
 func withCode(e entry, n uint) entry {
-	if e&countMask != 0 {
-		return e + entry(n)
-	}
 	return e + entry(n) + entry(n)<<codeShift
 }
 

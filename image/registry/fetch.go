@@ -50,7 +50,10 @@ func (s *Session) Manifest(ctx context.Context, ref string) (Document, error) {
 		}
 		return err
 	})
-	return doc, err
+	if err != nil {
+		return Document{}, err
+	}
+	return doc, nil
 }
 
 // Digest asks what a tag stands for, without transferring it: registries with a quota

@@ -13,8 +13,9 @@ var le = binary.LittleEndian
 // output counts what goes out. Errors stay in the bufio.Writer until the last Flush.
 type output struct {
 	*bufio.Writer
-	at   int64
-	zero [4096]byte
+	at    int64
+	index [chunkSize]byte
+	zero  [4096]byte
 }
 
 func (o *output) put(p []byte) {
@@ -85,9 +86,6 @@ func (l *layout) head() []byte {
 	le.PutUint16(b[88:], slotOffset/slotSize)
 	slot := b[slotOffset-superOffset:]
 	le.PutUint32(slot[64:], uint32((l.opt.DeviceSize+int64(l.block)-1)>>l.opt.BlockBits))
-	// The data file's blocks are numbered as if they followed the image's. So a file
-	// in one piece needs no chunk index that names the device (erofs_map_dev).
-	le.PutUint32(slot[68:], l.blocks)
 	// The kernel's CRC is not inverted at the end, as the usual one is.
 	le.PutUint32(b[4:], ^crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 	return b
@@ -107,7 +105,7 @@ func (l *layout) appendInode(b []byte, i int32) []byte {
 	b = le.AppendUint16(b, uint16(n.Mode))
 	b = le.AppendUint16(b, 0)
 	b = le.AppendUint64(b, uint64(d.size))
-	b = le.AppendUint32(b, l.place32(d))
+	b = le.AppendUint32(b, place32(d))
 	b = le.AppendUint32(b, uint32(i+1)) // for 32 bit stat only
 	b = le.AppendUint32(b, n.UID)
 	b = le.AppendUint32(b, n.GID)
@@ -118,17 +116,14 @@ func (l *layout) appendInode(b []byte, i int32) []byte {
 }
 
 // place32 is the field of an inode that means another thing for each type.
-func (l *layout) place32(d *inode) uint32 {
+func place32(d *inode) uint32 {
 	switch d.node.Mode & typeMask {
 	case typeChar, typeBlock:
 		dev, _ := encodeDevice(d.node.Rdev)
 		return dev
 	case typeFile:
-		switch {
-		case d.kind == chunkBased:
+		if d.kind == chunkBased {
 			return chunkIndexes | uint32(d.shift)
-		case d.size > 0:
-			return l.blocks + d.start
 		}
 	}
 	return d.start
@@ -158,14 +153,13 @@ func (l *layout) putChunks(o *output, d *inode) {
 		for len(rest) > 0 && rest[0].Start+rest[0].Len <= at {
 			rest = rest[1:]
 		}
-		var index [chunkSize]byte
+		device, block := uint16(0), uint32(nullBlock)
 		if len(rest) > 0 && rest[0].Start <= at {
-			le.PutUint16(index[2:], 1) // the data file
-			le.PutUint32(index[4:], uint32((rest[0].Offset+at-rest[0].Start)>>l.opt.BlockBits))
-		} else {
-			le.PutUint32(index[4:], nullBlock)
+			device, block = 1, uint32((rest[0].Offset+at-rest[0].Start)>>l.opt.BlockBits)
 		}
-		o.put(index[:])
+		index := le.AppendUint16(o.index[:0], 0)
+		index = le.AppendUint16(index, device)
+		o.put(le.AppendUint32(index, block))
 	}
 }
 

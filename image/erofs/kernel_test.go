@@ -24,10 +24,12 @@ func mounted(t testing.TB, s *sample, o Options) (root string, f *os.File) {
 	if err := errors.Join(os.WriteFile(index, s.write(t, o), 0o600), os.WriteFile(data, s.data, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	return mountFiles(t, index, data)
+	f = mountIndex(t, index, data)
+	t.Cleanup(func() { f.Close() })
+	return fmt.Sprintf("/proc/self/fd/%d/", f.Fd()), f
 }
 
-func mountFiles(t testing.TB, index, data string) (root string, f *os.File) {
+func mountIndex(t testing.TB, index, data string) *os.File {
 	t.Helper()
 	i, err := os.Open(index)
 	if err != nil {
@@ -39,12 +41,11 @@ func mountFiles(t testing.TB, index, data string) (root string, f *os.File) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	f, err = mount.EROFS(i, d)
+	f, err := mount.EROFS(i, d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
-	return fmt.Sprintf("/proc/self/fd/%d/", f.Fd()), f
+	return f
 }
 
 // walker compares what the kernel shows with the tree.

@@ -82,6 +82,8 @@ func (l *layout) list(i int32) error {
 		names = append(names, name)
 	}
 	slices.Sort(names)
+	l.entries = reserve(l.entries, len(names))
+	l.inodes = reserve(l.inodes, len(names))
 	lo := int32(len(l.entries))
 	l.inodes[i].links++ // its name, or the root's ".."
 	for _, name := range names {
@@ -101,6 +103,14 @@ func (l *layout) list(i int32) error {
 	}
 	l.inodes[i].lo, l.inodes[i].hi = lo, int32(len(l.entries))
 	return nil
+}
+
+// reserve makes room for n more by doubling: append's smaller steps copy more.
+func reserve[T any](s []T, n int) []T {
+	if len(s)+n <= cap(s) {
+		return s
+	}
+	return slices.Grow(s, max(n, len(s)))
 }
 
 // child counts a name of n in the directory dir.
@@ -130,7 +140,7 @@ func checkName(name string) error {
 		return fmt.Errorf("entry %q: not a name: %w", name, errdef.ErrInvalid)
 	case len(name) > maxName:
 		return fmt.Errorf("entry %.32q...: name of %d bytes, at most %d: %w", name, len(name), maxName, errdef.ErrInvalid)
-	case strings.ContainsAny(name, "/\x00"):
+	case strings.IndexByte(name, 0) >= 0 || strings.IndexByte(name, '/') >= 0:
 		return fmt.Errorf("entry %q: name with a slash or zero: %w", name, errdef.ErrInvalid)
 	}
 	return nil
@@ -205,13 +215,13 @@ func (l *layout) tooLarge() error {
 	return fmt.Errorf("it would be larger than %d bytes: %w", l.opt.MaxSize, errdef.ErrInvalid)
 }
 
-// inodeAt finds the place of the next inode: neither it nor what follows it inline may
-// cross the border of a block. It is negative when there is none.
+// inodeAt finds the place of the next inode: it may cross the border of a block, but what
+// follows it inline may not. It is negative when there is none.
 func (l *layout) inodeAt(head, tail int64) int64 {
 	block := int64(l.block)
 	at := align(l.size, nodeUnit)
 	for range l.block / nodeUnit {
-		if at%block <= block-inodeSize && (at+head)%block+tail <= block {
+		if (at+head)%block+tail <= block {
 			return at
 		}
 		at += nodeUnit

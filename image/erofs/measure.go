@@ -96,44 +96,37 @@ func (l *layout) measureDir(d *inode) {
 	l.inline(d, size)
 }
 
-// measureFile finds the layout that tells where the data lie with the fewest bytes: none
-// beyond the inode when they are in one piece, else chunks as large as the pieces allow.
+// measureFile finds the largest chunks that the pieces of a file allow: one for a file in
+// one piece.
 func (l *layout) measureFile(d *inode) error {
 	n := d.node
 	if n.Size < 0 || n.Size > maxFile {
 		return fmt.Errorf("size %d: %w", n.Size, errdef.ErrInvalid)
 	}
-	d.size = n.Size
 	var end, device int64 // of the extent before
 	borders := int64(0)   // all places where one piece ends and the next begins, or-ed
-	whole := true
 	for i, e := range n.Extents {
 		if err := l.checkExtent(n, i, end); err != nil {
 			return fmt.Errorf("extent %d (%d bytes at %d from %d): %w", i, e.Len, e.Start, e.Offset, err)
 		}
-		if e.Start != end || i > 0 && e.Offset != device {
+		if e.Start != end || e.Offset != device {
 			borders |= end | e.Start
-			whole = false
 		}
 		end, device = e.Start+e.Len, e.Offset+e.Len
 	}
-	switch {
-	case n.Size == 0:
+	if n.Size == 0 {
 		return nil
-	case whole && end == n.Size:
-		d.kind = flatPlain
-		d.start = uint32(n.Extents[0].Offset >> l.opt.BlockBits)
-		return nil
-	case end < n.Size:
+	}
+	if end < n.Size {
 		borders |= end
 	}
-	d.kind = chunkBased
+	d.kind, d.size = chunkBased, n.Size
 	most := bits.Len64(uint64(n.Size - 1))
 	if borders != 0 {
 		most = min(most, bits.TrailingZeros64(uint64(borders)))
 	}
 	d.shift = uint8(min(max(most-l.opt.BlockBits, 0), maxChunkShift))
-	if indexes := (n.Size-1)>>(l.opt.BlockBits+int(d.shift)) + 1; indexes > l.opt.MaxSize/chunkSize {
+	if indexes := l.chunks(d); indexes > l.opt.MaxSize/chunkSize {
 		return fmt.Errorf("%d bytes in pieces so small that their index has %d entries: %w", n.Size, indexes, errdef.ErrInvalid)
 	}
 	return nil

@@ -36,8 +36,7 @@ func (o *Options) complete() error {
 		return fmt.Errorf("block size of 2^%d bytes, want 2^9 to 2^12: %w", o.BlockBits, errdef.ErrInvalid)
 	case o.MaxSize < 0 || o.MaxSize > maxImage:
 		return fmt.Errorf("at most %d bytes, want up to %d: %w", o.MaxSize, maxImage, errdef.ErrInvalid)
-	// Block numbers have 32 bits; the data file's follow the image's own.
-	case o.DeviceSize < 0 || o.DeviceSize>>o.BlockBits >= nullBlock-o.MaxSize>>o.BlockBits-1:
+	case o.DeviceSize < 0 || o.DeviceSize>>o.BlockBits >= nullBlock: // block numbers have 32 bits
 		return fmt.Errorf("data file of %d bytes: its blocks cannot be numbered: %w", o.DeviceSize, errdef.ErrInvalid)
 	}
 	return nil

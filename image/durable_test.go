@@ -5,7 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/cri-runtime/cri-runtime/image/snapshot"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
@@ -52,7 +54,7 @@ func TestVerifyAndHeal(t *testing.T) {
 	r := newReg(t)
 	_, id := r.simple(t, "x", "1", "x")
 	r.simple(t, "x", "2", "x")
-	s := openTest(t, Options{})
+	s := openTest(t, Options{LayerStore: snapshot.EROFS})
 	mustPull(t, s, r.host()+"/x:1")
 	mustPull(t, s, r.host()+"/x:2")
 	if err := errors.Join(s.Flush(t.Context()), s.Verify(t.Context(), id)); err != nil {
@@ -61,19 +63,7 @@ func TestVerifyAndHeal(t *testing.T) {
 	if _, err := s.Prepare(t.Context(), "c", ID(id), PrepareOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	e := s.images[ID(id)]
-	if _, ok := e.layers[1].Format(), e.layers[1].EROFS != nil; !ok {
-		t.Skip("a directory has nothing to compare with")
-	}
-	tar := filepath.Join(s.opt.Root, "l", e.layers[1].Name+".tar")
-	f, err := os.OpenFile(tar, os.O_WRONLY, 0)
-	if err == nil {
-		_, err = f.WriteAt([]byte{0xff}, 600)
-		err = errors.Join(err, f.Close())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	flip(t, filepath.Join(s.opt.Root, "l", s.images[ID(id)].layers[1].Name+".tar"), 600)
 	if err := s.Verify(t.Context(), id); !errors.Is(err, errdef.ErrNotFound) {
 		t.Errorf("verify: got %v", err)
 	}
@@ -124,5 +114,69 @@ func TestGarbage(t *testing.T) {
 	}
 	if err := s.Verify(t.Context(), id); err != nil {
 		t.Error(err)
+	}
+}
+
+// After a reboot an image is compared with its digests once it is in use, and only once.
+func TestScrubAfterReboot(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	r := newReg(t)
+	_, id := r.simple(t, "x", "1", "x")
+	s := openTest(t, Options{LayerStore: snapshot.EROFS})
+	mustPull(t, s, r.host()+"/x:1")
+	name := s.images[ID(id)].layers[0].Name
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, damaged := range []bool{false, true} {
+		if damaged {
+			flip(t, filepath.Join(s.opt.Root, "l", name+".tar"), 600)
+		}
+		o := Options{Root: s.opt.Root, State: t.TempDir(), LayerStore: snapshot.EROFS}
+		s := openTest(t, o)
+		if n := len(entries(t, filepath.Join(o.State, "verified"))); n != 0 {
+			t.Errorf("before use %d images were read", n)
+		}
+		if _, err := s.View(t.Context(), "v", ID(id)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the image has been read", func() bool {
+			return damaged && len(s.List()) == 0 || !damaged && len(entries(t, filepath.Join(o.State, "verified"))) == 1
+		})
+		if damaged == (len(s.List()) == 1) {
+			t.Errorf("damaged %v: got images %v", damaged, s.List())
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if again := openTest(t, o); !damaged && len(again.scrub.unseen) != 0 {
+			t.Error("after a restart of the daemon it would be read again")
+		}
+	}
+}
+
+func flip(t *testing.T, file string, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b [1]byte
+	_, err = f.ReadAt(b[:], off)
+	b[0] ^= 0x20
+	if err == nil {
+		_, err = f.WriteAt(b[:], off)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 10 s: %s", what)
+		}
 	}
 }

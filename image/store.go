@@ -45,7 +45,9 @@ type Store struct {
 	snaps   *snapshot.Store
 	records *content.Records // durable
 	recent  *content.Records // on tmpfs: newer than the durable ones of the same name
+	seen    *content.Records // on tmpfs: images that were compared with their digests in this boot
 	sync    syncer
+	scrub   scrubber
 
 	mu      sync.Mutex // held to change images and their records
 	images  map[ID]*entry
@@ -104,13 +106,18 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	s := &Store{opt: o, snaps: snaps, images: map[ID]*entry{}, damaged: map[ID]*entry{}, progress: newProgress()}
-	s.client = registry.New(registry.Config{HostsDir: o.HostsDir, Stall: o.Stall, UserAgent: o.UserAgent})
+	partials, err := content.OpenPartials(filepath.Join(o.Root, "partial"), content.PartialLimits{})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open image store: %w", err), snaps.Close())
+	}
+	s.client = registry.New(registry.Config{HostsDir: o.HostsDir, Stall: o.Stall, UserAgent: o.UserAgent, Partials: partials})
 	s.pulls.init(ctx)
 	s.sync.init()
 	if err := s.load(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open image store: %w", err), snaps.Close())
 	}
 	s.sync.done.Go(func() { s.runSync(context.WithoutCancel(ctx)) })
+	s.startScrub(ctx)
 	return s, nil
 }
 
@@ -119,6 +126,9 @@ func (s *Store) load(ctx context.Context) (err error) {
 		return err
 	}
 	if s.recent, err = content.OpenRecords(filepath.Join(s.opt.State, "images"), false); err != nil {
+		return err
+	}
+	if s.seen, err = content.OpenRecords(filepath.Join(s.opt.State, "verified"), false); err != nil {
 		return err
 	}
 	if err := content.Each(ctx, s.recent, s.loadImage); err != nil {
@@ -255,6 +265,9 @@ func (s *Store) pinned(ref string) bool {
 // durable. Snapshots stay.
 func (s *Store) Close() error {
 	s.pulls.close()
+	s.client.Close()
+	s.scrub.cancel()
+	s.scrub.done.Wait()
 	s.sync.once.Do(func() { close(s.sync.stop) })
 	s.sync.done.Wait()
 	return s.snaps.Close()
@@ -327,7 +340,8 @@ func (s *Store) Remove(_ context.Context, ref string) error {
 
 // unrecord takes an image from records and lists; its layers' holds are the caller's.
 func (s *Store) unrecord(id ID) error {
-	err := errors.Join(s.records.Delete(recordName(id)), s.recent.Delete(recordName(id)))
+	name := recordName(id)
+	err := errors.Join(s.records.Delete(name), s.recent.Delete(name), s.seen.Delete(name))
 	if err != nil {
 		return err
 	}
@@ -357,6 +371,7 @@ func (s *Store) addNames(id ID, r reference, d Digest) (bool, error) {
 	if e == nil {
 		return false, nil
 	}
+	s.usedLocked(id)
 	return true, s.nameLocked(e, r, d)
 }
 
@@ -376,6 +391,9 @@ func (s *Store) insert(e *entry, r reference, d Digest) error {
 		delete(s.images, e.rec.ID)
 		return errors.Join(err, s.snaps.Drop(e.layers))
 	}
+	if err := s.seen.Put(recordName(e.rec.ID), seen{recordVersion}); err != nil {
+		return fmt.Errorf("record image %s: %w", e.rec.ID, err)
+	}
 	if broken != nil {
 		delete(s.damaged, e.rec.ID)
 		return s.snaps.Drop(broken.layers)
@@ -390,7 +408,8 @@ func (s *Store) nameLocked(e *entry, r reference, d Digest) error {
 		s.seq++
 		rec.Tags[r.String()] = tagged{d, s.seq}
 	}
-	if ref := r.name() + "@" + string(d); !slices.Contains(rec.Digests, ref) {
+	// An image out of an archive may have no name, or no manifest.
+	if ref := r.name() + "@" + string(d); r.host != "" && d != "" && !slices.Contains(rec.Digests, ref) {
 		rec.Digests = append(slices.Clone(rec.Digests), ref)
 	}
 	if err := s.putLocked(rec); err != nil {

@@ -96,7 +96,7 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 		Runtime: n.sandboxes, Images: n.images, Pulls: n.images, Version: strings.TrimPrefix(version, "v"), StateDir: c.Root,
 		StreamAddr: c.StreamAddr,
 	})
-	n.admin = admin.New(admin.Deps{Images: n.images, Archives: n.images, Version: version})
+	n.admin = admin.New(admin.Deps{Images: n.images, Archives: n.images, Keeper: n.images, Version: version})
 	return n, nil
 }
 

@@ -5,6 +5,7 @@
 //	GET  /v1/pulls                 pulls in flight and the last ones; ?watch=1: a line every 200 ms
 //	POST /v1/images/load           the body is an archive; lines of progress, then the images
 //	GET  /v1/images/save?ref=REF   an archive; &ref= again for more, &format=oci|oci-gzip|docker
+//	POST /v1/images/verify?ref=REF all that is stored of an image, against its digests
 //	GET  /metrics                  Prometheus text format 0.0.4
 //
 // It decides nothing by itself and refuses what the image store refuses; a failure is a
@@ -56,10 +57,16 @@ type Archives interface {
 	Save(ctx context.Context, w io.Writer, refs []string, format image.ArchiveFormat) error
 }
 
+// Keeper looks after what is stored. A damaged image is an error, and no longer there.
+type Keeper interface {
+	Verify(ctx context.Context, ref string) error
+}
+
 // Deps is what a Server is made of.
 type Deps struct {
 	Images   Images
 	Archives Archives
+	Keeper   Keeper
 	Version  string // of the program
 }
 
@@ -79,6 +86,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	mux.HandleFunc("GET /v1/pulls", s.pulls)
 	mux.HandleFunc("POST /v1/images/load", s.load)
 	mux.HandleFunc("GET /v1/images/save", s.save)
+	mux.HandleFunc("POST /v1/images/verify", s.verify)
 	mux.HandleFunc("GET /metrics", s.metrics)
 	mux.HandleFunc("/", unknown)
 	return serve(ctx, l, mux)
@@ -219,6 +227,24 @@ func (a *archive) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return a.w.Write(p)
+}
+
+// Verified is the answer of /v1/images/verify.
+type Verified struct {
+	Ref string `json:"ref"`
+}
+
+func (s *Server) verify(w http.ResponseWriter, r *http.Request) {
+	ref := r.URL.Query().Get("ref")
+	if ref == "" {
+		fail(w, r, fmt.Errorf("ref: name an image: %w", errdef.ErrInvalid))
+		return
+	}
+	if err := s.deps.Keeper.Verify(r.Context(), ref); err != nil {
+		fail(w, r, err)
+		return
+	}
+	reply(w, Verified{ref})
 }
 
 func unknown(w http.ResponseWriter, r *http.Request) {

@@ -176,3 +176,12 @@ func (c *Client) Save(ctx context.Context, w io.Writer, refs []string, format im
 	}
 	return n, nil
 }
+
+// Verify compares what is stored of an image with its digests.
+func (c *Client) Verify(ctx context.Context, ref string) error {
+	body, err := c.do(ctx, http.MethodPost, "/v1/images/verify?"+url.Values{"ref": {ref}}.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}

@@ -50,6 +50,7 @@ var onlyIn = map[string][]string{
 	"github.com/containernetworking/cni":     {"cni", "test"},
 	"github.com/opencontainers/image-spec":   {"image", "test"},
 	"github.com/google/go-containerregistry": {"image", "test"}, // tests' registry
+	"github.com/prometheus/common":           {"test"},          // tests' parser
 }
 
 // direct are the modules that the product may need directly, each with its reason.
@@ -80,6 +81,7 @@ var direct = map[string]string{
 	"google.golang.org/protobuf":              "walking every field of a request in tests",
 	"tags.cncf.io/container-device-interface": "devices of vendors",
 	"github.com/google/go-containerregistry":  "the registry of the tests",
+	"github.com/prometheus/common":            "the parser that tests read our metrics with",
 	"github.com/gorilla/websocket":            "the WebSocket client of the streaming tests",
 	"github.com/google/go-cmp":                "differences in tests",
 	"github.com/go-logr/logr":                 "the type behind contextual klog",

@@ -17,8 +17,8 @@ import (
 )
 
 func imageCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "List images, load and save archives of them", Args: cobra.NoArgs}
-	cmd.AddCommand(lsCommand(), loadCommand(), saveCommand())
+	cmd := &cobra.Command{Use: "image", Short: "List and verify images, load and save archives of them", Args: cobra.NoArgs}
+	cmd.AddCommand(lsCommand(), loadCommand(), saveCommand(), verifyCommand())
 	return cmd
 }
 
@@ -196,4 +196,33 @@ func saveFile(name string, save func(io.Writer) (int64, error)) (n int64, err er
 		return n, err
 	}
 	return n, os.Rename(f.Name(), name)
+}
+
+func verifyCommand() *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use:   "verify IMAGE...",
+		Short: "Compare what is stored of images with their digests",
+		Long: `Read all that is stored of images and compare it with their digests.
+
+A damaged image is no longer there afterwards: the next pull fetches what is damaged, and the image has the same id.
+Containers of it go on.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c := admin.NewClient(socket)
+			defer c.Close()
+			var errs []error
+			for _, ref := range args {
+				start := time.Now()
+				if err := c.Verify(cmd.Context(), ref); err != nil {
+					errs = append(errs, fmt.Errorf("%s: %w", ref, err))
+					continue
+				}
+				newScreen(cmd.OutOrStdout()).say("%s is as it was pulled (%s)", ref, took(start))
+			}
+			return errors.Join(errs...)
+		},
+	}
+	adminFlag(cmd.Flags(), &socket)
+	return cmd
 }

@@ -225,10 +225,68 @@ func verify(t testing.TB, root string, s *sample) {
 	}
 }
 
-func TestKernelReadsAll(t *testing.T) {
+func needKernel(t testing.TB) {
+	t.Helper()
 	testkit.Need(t, testkit.Root, testkit.EROFS, testkit.Kernel(6, 12))
 	testkit.Leaks(t)
-	s := everything()
-	root, _ := mounted(t, s, Options{Epoch: 1})
+}
+
+func TestKernelReadsAll(t *testing.T) {
+	needKernel(t)
+	for _, bits := range []int{9, 10, 12} {
+		t.Run(fmt.Sprint(bits), func(t *testing.T) {
+			s := everything()
+			if bits > 9 {
+				s = aligned(1 << bits)
+			}
+			root, _ := mounted(t, s, Options{BlockBits: bits, Epoch: 1})
+			verify(t, root, s)
+		})
+	}
+}
+
+func TestKernelReadsLargeDirectory(t *testing.T) {
+	needKernel(t)
+	s := newSample()
+	large := dir(0o755)
+	s.root.Children["large"] = large
+	same := s.file(100)
+	for i := range 20000 {
+		n := *same
+		large.Children[fmt.Sprintf("%x", i*i)] = &n
+	}
+	root, _ := mounted(t, s, Options{})
 	verify(t, root, s)
+}
+
+func TestKernelReadsEveryTail(t *testing.T) {
+	needKernel(t)
+	s := tails()
+	root, _ := mounted(t, s, Options{})
+	verify(t, root, s)
+}
+
+// TestChecksumCounts shows that the kernel checks it.
+func TestChecksumCounts(t *testing.T) {
+	needKernel(t)
+	s := everything()
+	img := s.write(t, Options{})
+	img[1024+48]++ // UUID
+	at := t.TempDir()
+	index := filepath.Join(at, "index")
+	if err := os.WriteFile(index, img, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	i, err := os.Open(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	f, err := mount.EROFS(i, i)
+	if !errors.Is(err, unix.EBADMSG) {
+		t.Errorf("got %v, want %v", err, unix.EBADMSG)
+	}
+	if err == nil {
+		f.Close()
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -244,11 +245,8 @@ func compare(path string, got, want *Node, same map[*Node]*Node) error {
 		return nil
 	}
 	same[want] = got
-	a, b := *got, *want
-	a.Children, b.Children = nil, nil
-	a.Extents, b.Extents = merged(a.Extents), merged(b.Extents)
-	if x, y := fmt.Sprintf("%+v", normal(a)), fmt.Sprintf("%+v", normal(b)); x != y {
-		return fmt.Errorf("%s: got %.1000s, want %.1000s", path, x, y)
+	if a, b := normal(*got), normal(*want); !reflect.DeepEqual(a, b) {
+		return fmt.Errorf("%s: got %.1000s, want %.1000s", path, fmt.Sprintf("%+v", a), fmt.Sprintf("%+v", b))
 	}
 	if len(got.Children) != len(want.Children) {
 		return fmt.Errorf("%s: %d entries, want %d", path, len(got.Children), len(want.Children))
@@ -261,8 +259,14 @@ func compare(path string, got, want *Node, same map[*Node]*Node) error {
 	return nil
 }
 
+// normal is a node alone, in the form that compares.
 func normal(n Node) Node {
+	n.Children = nil
+	n.Extents = merged(n.Extents)
 	n.Xattr = slices.SortedFunc(slices.Values(n.Xattr), func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
+	for i := range n.Xattr {
+		n.Xattr[i].Value = append([]byte{}, n.Xattr[i].Value...)
+	}
 	return n
 }
 

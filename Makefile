@@ -11,7 +11,7 @@ STRICT := $(if $(filter 0,$(shell id -u)),1)
 export CRI_TEST_STRICT ?= $(STRICT)
 
 .DEFAULT_GOAL := build
-.PHONY: help build check fmt vet lint vuln unit test setup e2e conformance benchmark kubelet cgroup2 run cover fuzz bench clean
+.PHONY: help build check fmt vet lint vuln unit test setup e2e conformance benchmark kubelet cgroup2 run cover fuzz bench bench-pull clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,12 @@ fuzz: ## each fuzz target for FUZZTIME=30s
 
 bench: ## Go benchmarks, ten runs each, for benchstat
 	$(GO) test -run '^$$' -bench . -count 10 $(UNITS)
+
+# ONLY=ours,containerd RUNS=5 STORE=erofs|directory|both IMAGES=debian-app:a,node:gz; BENCHFLAGS=-check fails when an aim is not met.
+STORE ?= both
+bench-pull: build ## image pulls beside containerd's and CRI-O's: table and chart in out/bench-pull (builds the peers once; see docs/bench-pull.md)
+	hack/testtools.sh containerd $(if $(ONLY),,crio) >/dev/null
+	$(GO) run ./test/bench/pull -bin bin -runs $(if $(filter command line environment,$(origin RUNS)),$(RUNS),5) -store $(STORE) $(if $(ONLY),-only $(ONLY)) $(if $(IMAGES),-images $(IMAGES)) $(BENCHFLAGS)
 
 clean: ## remove what was built here (the cache of tools stays)
 	rm -rf bin coverage.out

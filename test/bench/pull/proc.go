@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// status reads a number of kB from /proc/PID/status, in bytes.
+func status(pid int, key string) int64 {
+	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(body)) {
+		if v, ok := strings.CutPrefix(line, key+":"); ok {
+			n, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(v), "kB")), 10, 64)
+			return n << 10
+		}
+	}
+	return 0
+}
+
+// wrote is what a process and its children that were waited for have made dirty and not
+// taken back, by the kernel's accounting.
+func wrote(pid int) (n int64) {
+	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	for line := range strings.Lines(string(body)) {
+		key, v, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		k, _ := strconv.ParseInt(v, 10, 64)
+		switch key {
+		case "write_bytes":
+			n += k
+		case "cancelled_write_bytes":
+			n -= k
+		}
+	}
+	return n
+}
+
+// resetPeak makes VmHWM count from now.
+func resetPeak(pid int) error {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
+		return fmt.Errorf("reset peak memory: %w", err)
+	}
+	return nil
+}
+
+// peak watches the memory of all processes of a cgroup.
+type peak struct {
+	stop context.CancelFunc
+	wait sync.WaitGroup
+	max  int64
+}
+
+// every is how often it looks; a child that lives shorter may be missed, a peak of the
+// daemon is not: VmHWM has it.
+const every = 20 * time.Millisecond
+
+func watchPeak(ctx context.Context, c cgroup) *peak {
+	ctx, stop := context.WithCancel(ctx)
+	p := &peak{stop: stop}
+	p.wait.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			var sum int64
+			for _, pid := range c.pids() {
+				sum += resident(pid)
+			}
+			p.max = max(p.max, sum)
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return p
+}
+
+// end returns the highest sum of resident memory that was seen.
+func (p *peak) end() int64 {
+	p.stop()
+	p.wait.Wait()
+	return p.max
+}
+
+func resident(pid int) int64 {
+	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	fields := strings.Fields(string(body))
+	if len(fields) < 2 {
+		return 0
+	}
+	n, _ := strconv.ParseInt(fields[1], 10, 64)
+	return n * int64(os.Getpagesize())
+}
+
+// machineCPU is the time that all processors have been busy; of guests' own, the
+// hypervisor's stealing included, as it takes from us too.
+func machineCPU() time.Duration {
+	body, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(body), "\n")
+	fields := strings.Fields(line)
+	var ticks int64
+	for i := 1; i < len(fields) && i <= 8; i++ {
+		if i == 4 || i == 5 { // idle, iowait
+			continue
+		}
+		n, _ := strconv.ParseInt(fields[i], 10, 64)
+		ticks += n
+	}
+	return time.Duration(ticks) * (time.Second / 100)
+}
+
+func loadAverage() string {
+	body, _ := os.ReadFile("/proc/loadavg")
+	return strings.TrimSpace(string(body))
+}

@@ -75,11 +75,17 @@ func stateWord(s image.LayerState) string {
 }
 
 // headline is the state of the whole pull. If it is too long, the reference loses its
-// beginning: people tell images apart by the end.
+// beginning, since people tell images apart by the end, but keeps half of the line.
 func headline(p image.PullStatus, width int) string {
 	state := " " + summary(p)
+	if p.Phase == image.PhasePulling && width < middleLine {
+		state = fmt.Sprintf(" %d%%, %s/s", percent(p.Done, p.Total), size(p.Rate))
+	}
 	ref := printable(p.Ref)
-	if room := max(width-len(state), 12); len(ref) > room {
+	if name, digest, ok := strings.Cut(ref, "@sha256:"); ok {
+		ref = name + "@sha256:" + digest[:min(len(digest), 12)]
+	}
+	if room := max(width-1-len(state), width/2, 4); len(ref) > room {
 		ref = "..." + ref[len(ref)-room+3:]
 	}
 	return fit(ref+state, width)
@@ -124,6 +130,9 @@ func layerLine(l image.LayerStatus, now time.Time, width int) string {
 	}
 	part := fmt.Sprintf("%7s/%-7s", size(l.Done), size(l.Total))
 	rate := size(l.Rate) + "/s"
+	if l.State == image.LayerUnpacking {
+		rate = ""
+	}
 	before, after := id, fmt.Sprintf("%3d%% %9s", percent(l.Done, l.Total), rate)
 	if width >= middleLine {
 		after = fmt.Sprintf("%3d%% %s %9s", percent(l.Done, l.Total), part, rate)
@@ -133,7 +142,7 @@ func layerLine(l image.LayerStatus, now time.Time, width int) string {
 	}
 	// The last column stays free: some terminals wrap when it is filled.
 	room := min(width-1-len(before)-len(after)-4, widestBar)
-	return before + " [" + bar(l.Done, l.Total, room) + "] " + after
+	return strings.TrimRight(before+" ["+bar(l.Done, l.Total, room)+"] "+after, " ")
 }
 
 // bar draws how much of the whole is there.
@@ -153,7 +162,7 @@ func bar(done, total int64, width int) string {
 
 func percent(done, total int64) int {
 	if total <= 0 {
-		return 0
+		return 100
 	}
 	return int(float64(done) / float64(total) * 100)
 }

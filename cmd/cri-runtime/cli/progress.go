@@ -46,7 +46,7 @@ func (v liveView) update(pulls []image.PullStatus) {
 	width, height := v.show.size()
 	var lines []string
 	for _, p := range pulls {
-		lines = append(lines, pullLines(p, width, height/max(len(pulls), 1))...)
+		lines = append(lines, pullLines(p, width, (height-1)/max(len(pulls), 1))...)
 	}
 	if len(lines) >= height { // what scrolled away could not be drawn over
 		lines = lines[:height-1]

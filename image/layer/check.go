@@ -130,5 +130,6 @@ func isOpaque(n *erofs.Node) bool {
 func makeOpaque(n *erofs.Node) {
 	if !isOpaque(n) {
 		n.Xattr = append(n.Xattr, erofs.Xattr{Name: opaqueAttr, Value: []byte("y")})
+		sortXattrs(n.Xattr)
 	}
 }

@@ -29,7 +29,7 @@ type Options struct {
 	// MaxBytes bounds the sum of file sizes, holes included, and the length of the stream:
 	// a bomb stops there.
 	MaxBytes int64
-	// MaxEntries bounds the number of entries.
+	// MaxEntries bounds the number of entries, with the directories that they imply.
 	MaxEntries int
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -59,20 +60,6 @@ func build(t testing.TB, es ...entry) []byte {
 
 func to(target string) func(*tar.Header) { return func(h *tar.Header) { h.Linkname = target } }
 
-func apply(t testing.TB, dir string, es ...entry) (*Result, error) {
-	t.Helper()
-	return Apply(t.Context(), dir, bytes.NewReader(build(t, es...)), Options{MaxBytes: 1 << 20, MaxEntries: 1000})
-}
-
-func mustApply(t testing.TB, dir string, es ...entry) *Result {
-	t.Helper()
-	res, err := apply(t, dir, es...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res
-}
-
 func stat(t testing.TB, path string) unix.Stat_t {
 	t.Helper()
 	var st unix.Stat_t
@@ -82,12 +69,12 @@ func stat(t testing.TB, path string) unix.Stat_t {
 	return st
 }
 
-func TestAttributes(t *testing.T) {
-	testkit.Need(t, testkit.Root)
-	testkit.Leaks(t)
-	dir := t.TempDir()
+func TestAttributes(t *testing.T) { both(t, testAttributes) }
+
+func testAttributes(t *testing.T, make func(testing.TB) form) {
+	f := make(t)
 	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	res := mustApply(t, dir,
+	res := mustApply(t, f,
 		entry{"./", tar.TypeDir, "", func(h *tar.Header) { h.Mode, h.Uid = 0o711, 5 }},
 		entry{"d/", tar.TypeDir, "", func(h *tar.Header) { h.Mode, h.Uid, h.Gid = 0o1770, 1000, 1001 }},
 		entry{"/d/file", tar.TypeReg, "body", func(h *tar.Header) {
@@ -102,6 +89,7 @@ func TestAttributes(t *testing.T) {
 		entry{"d/" + strings.Repeat("n", 200), tar.TypeReg, "long", nil},
 		entry{"empty", tar.TypeReg, "", nil})
 
+	dir := f.root(t)
 	if res.Root == nil || res.Root.Mode != 0o711 || res.Root.UID != 5 {
 		t.Errorf("root: got %+v", res.Root)
 	}
@@ -121,14 +109,9 @@ func TestAttributes(t *testing.T) {
 	if st := stat(t, dir+"/d/sym"); st.Mode&unix.S_IFMT != unix.S_IFLNK || st.Mtim.Sec != when.Unix() {
 		t.Errorf("sym: got %+v", st)
 	}
-	names := make([]byte, 1024)
-	n, err := unix.Llistxattr(dir+"/d/file", names)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := string(names[:n])
+	got := listXattrs(t, dir+"/d/file")
 	for name, want := range map[string]bool{"user.x": true, "security.capability": true, "trusted.overlay.redirect": false, "user.overlay.opaque": false} {
-		if has := strings.Contains(got, name+"\x00"); has != want {
+		if has := strings.Contains(got, name+"="); has != want {
 			t.Errorf("attribute %s: got %v, want %v", name, has, want)
 		}
 	}
@@ -137,8 +120,8 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
-// mount merges layers, bottom first, and gives the mount point.
-func mount(t *testing.T, layers ...string) string {
+// merge merges layers, bottom first, and gives the mount point.
+func merge(t *testing.T, layers ...string) string {
 	t.Helper()
 	testkit.Need(t, testkit.Overlay)
 	at := t.TempDir()
@@ -186,9 +169,9 @@ func listing(t *testing.T, dir string) string {
 	return strings.Join(out, " ")
 }
 
-func TestMergedView(t *testing.T) {
-	testkit.Need(t, testkit.Root)
-	testkit.Leaks(t)
+func TestMergedView(t *testing.T) { both(t, testMergedView) }
+
+func testMergedView(t *testing.T, make func(testing.TB) form) {
 	lower := []entry{{"d/", tar.TypeDir, "", nil}, {"d/a", tar.TypeReg, "1", nil}, {"d/b", tar.TypeReg, "1", nil}, {"f", tar.TypeReg, "1", nil}}
 	for name, tc := range map[string]struct {
 		upper []entry
@@ -213,19 +196,16 @@ func TestMergedView(t *testing.T) {
 		"hard link to itself and over a file": {[]entry{{"x", tar.TypeReg, "2", nil}, {"x", tar.TypeLink, "", to("x")}, {"y", tar.TypeReg, "3", nil}, {"y", tar.TypeLink, "", to("/x")}}, "d/ d/a=1 d/b=1 f=1 x=2 y=2"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, u := t.TempDir(), t.TempDir()
-			mustApply(t, l, lower...)
-			mustApply(t, u, tc.upper...)
-			if got := listing(t, mount(t, l, u)); got != tc.want {
+			if got := listing(t, merge(t, layerOf(t, make(t), lower...), layerOf(t, make(t), tc.upper...))); got != tc.want {
 				t.Errorf("merged: got %q, want %q", got, tc.want)
 			}
 		})
 	}
 }
 
-func TestHostileLayers(t *testing.T) {
-	testkit.Need(t, testkit.Root)
-	testkit.Leaks(t)
+func TestHostileLayers(t *testing.T) { both(t, testHostileLayers) }
+
+func testHostileLayers(t *testing.T, make func(testing.TB) form) {
 	big := func(h *tar.Header) { h.Uid = 1 << 32 }
 	for name, es := range map[string][]entry{
 		"upwards":                       {{"../out", tar.TypeReg, "x", nil}},
@@ -261,15 +241,20 @@ func TestHostileLayers(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			es = slices.Clone(es)
 			for i := range es { // links aim at the real place
 				if es[i].edit != nil {
 					inner := es[i].edit
 					es[i].edit = func(h *tar.Header) { inner(h); h.Linkname = strings.Replace(h.Linkname, "/OUT", out, 1) }
 				}
 			}
-			res, err := apply(t, dir, es...)
+			f := make(t)
+			if d, ok := f.(*dirForm); ok {
+				d.dir = dir
+			}
+			_, err := apply(t, f, es...)
 			if err == nil {
-				_, err = Settle(dir, []string{t.TempDir()}, res.Open, 0)
+				_, err = f.settle(t, []string{t.TempDir()}, 0)
 			}
 			if err == nil {
 				t.Error("apply: got no error")
@@ -308,20 +293,21 @@ func checkOutside(t testing.TB, top string) {
 	}
 }
 
-func TestImpliedDirectoriesInherit(t *testing.T) {
-	testkit.Need(t, testkit.Root)
-	testkit.Leaks(t)
-	a, b, c := t.TempDir(), t.TempDir(), t.TempDir()
+func TestImpliedDirectoriesInherit(t *testing.T) { both(t, testImpliedDirectoriesInherit) }
+
+func testImpliedDirectoriesInherit(t *testing.T, make func(testing.TB) form) {
 	owner := func(h *tar.Header) { h.Mode, h.Uid, h.Gid = 0o1777, 11, 12 }
-	mustApply(t, a, entry{"tmp/", tar.TypeDir, "", owner}, entry{"gone/", tar.TypeDir, "", owner}, entry{"gone/x/", tar.TypeDir, "", owner})
-	mustApply(t, b, entry{".wh.gone", tar.TypeReg, "", nil})
-	res := mustApply(t, c, entry{"tmp/x", tar.TypeReg, "", nil}, entry{"gone/x/y", tar.TypeReg, "", nil}, entry{"new/y", tar.TypeReg, "", nil})
+	a := layerOf(t, make(t), entry{"tmp/", tar.TypeDir, "", owner}, entry{"gone/", tar.TypeDir, "", owner}, entry{"gone/x/", tar.TypeDir, "", owner})
+	b := layerOf(t, make(t), entry{".wh.gone", tar.TypeReg, "", nil})
+	f := make(t)
+	res := mustApply(t, f, entry{"tmp/x", tar.TypeReg, "", nil}, entry{"gone/x/y", tar.TypeReg, "", nil}, entry{"new/y", tar.TypeReg, "", nil})
 	if got := fmt.Sprint(res.Implied); got != "[tmp gone gone/x new]" {
 		t.Errorf("implied: got %s", got)
 	}
-	if _, err := Settle(c, []string{b, a}, res.Open, 0); err != nil {
+	if _, err := f.settle(t, []string{b, a}, 0); err != nil {
 		t.Fatal(err)
 	}
+	c := f.root(t)
 	if st := stat(t, c+"/tmp"); st.Mode != unix.S_IFDIR|0o1777 || st.Uid != 11 || st.Mtim.Sec != when.Unix() {
 		t.Errorf("tmp: got %+v", st)
 	}
@@ -332,9 +318,9 @@ func TestImpliedDirectoriesInherit(t *testing.T) {
 	}
 }
 
-func TestDamagedStreams(t *testing.T) {
-	testkit.Need(t, testkit.Root)
-	testkit.Leaks(t)
+func TestDamagedStreams(t *testing.T) { both(t, testDamagedStreams) }
+
+func testDamagedStreams(t *testing.T, make func(testing.TB) form) {
 	plain := build(t, entry{"f", tar.TypeReg, strings.Repeat("body ", 10000), nil})
 	var z bytes.Buffer
 	w := gzip.NewWriter(&z)
@@ -343,24 +329,25 @@ func TestDamagedStreams(t *testing.T) {
 	broke := errors.New("connection broke")
 	flip := func(b []byte, i int) []byte { b = bytes.Clone(b); b[i] ^= 0xff; return b }
 	for name, tc := range map[string]struct {
-		r    io.Reader
+		r    func() io.Reader
 		want error
 	}{
-		"whole":             {bytes.NewReader(z.Bytes()), nil},
-		"empty":             {bytes.NewReader(nil), nil},
-		"gzip damaged":      {bytes.NewReader(flip(z.Bytes(), z.Len()/2)), errdef.ErrInvalid},
-		"gzip checksum":     {bytes.NewReader(flip(z.Bytes(), z.Len()-6)), errdef.ErrInvalid},
-		"gzip header":       {bytes.NewReader(flip(z.Bytes(), 2)), errdef.ErrInvalid},
-		"gzip cut":          {bytes.NewReader(z.Bytes()[:z.Len()-20]), errdef.ErrInvalid},
-		"tar header":        {bytes.NewReader(flip(plain, 150)), errdef.ErrInvalid},
-		"no tar":            {strings.NewReader(strings.Repeat("x", 2000)), errdef.ErrInvalid},
-		"transfer broke":    {io.MultiReader(bytes.NewReader(z.Bytes()[:50]), iotest.ErrReader(broke)), broke},
-		"transfer at start": {iotest.ErrReader(broke), broke},
+		"whole":               {func() io.Reader { return bytes.NewReader(z.Bytes()) }, nil},
+		"empty":               {func() io.Reader { return bytes.NewReader(nil) }, nil},
+		"gzip damaged":        {func() io.Reader { return bytes.NewReader(flip(z.Bytes(), z.Len()/2)) }, errdef.ErrInvalid},
+		"gzip checksum":       {func() io.Reader { return bytes.NewReader(flip(z.Bytes(), z.Len()-6)) }, errdef.ErrInvalid},
+		"gzip header":         {func() io.Reader { return bytes.NewReader(flip(z.Bytes(), 2)) }, errdef.ErrInvalid},
+		"gzip cut":            {func() io.Reader { return bytes.NewReader(z.Bytes()[:z.Len()-20]) }, errdef.ErrInvalid},
+		"tar cut in its data": {func() io.Reader { return bytes.NewReader(plain[:len(plain)-20000]) }, errdef.ErrInvalid},
+		"tar header":          {func() io.Reader { return bytes.NewReader(flip(plain, 150)) }, errdef.ErrInvalid},
+		"no tar":              {func() io.Reader { return strings.NewReader(strings.Repeat("x", 2000)) }, errdef.ErrInvalid},
+		"transfer broke":      {func() io.Reader { return io.MultiReader(bytes.NewReader(z.Bytes()[:50]), iotest.ErrReader(broke)) }, broke},
+		"transfer at start":   {func() io.Reader { return iotest.ErrReader(broke) }, broke},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, err := Decompress(tc.r)
+			r, err := Decompress(tc.r())
 			if err == nil {
-				_, err = Apply(t.Context(), t.TempDir(), r, Options{})
+				_, err = make(t).apply(t, r, Options{})
 				_ = r.Close()
 			}
 			if !errors.Is(err, tc.want) {
@@ -368,36 +355,4 @@ func TestDamagedStreams(t *testing.T) {
 			}
 		})
 	}
-}
-
-func FuzzApply(f *testing.F) {
-	testkit.Need(f, testkit.Root)
-	f.Add(build(f, entry{"d/", tar.TypeDir, "", nil}, entry{"d/a", tar.TypeReg, "1", nil}, entry{"d/.wh.b", tar.TypeReg, "", nil}))
-	f.Add(build(f, entry{"l", tar.TypeSymlink, "", to("/OUT")}, entry{"l/a", tar.TypeReg, "1", nil}, entry{"h", tar.TypeLink, "", to("l/canary")}))
-	f.Add(build(f, entry{"a", tar.TypeReg, "1", nil}, entry{"a/", tar.TypeDir, "", nil}, entry{"a", tar.TypeSymlink, "", to("../canary")}))
-	f.Add(build(f, entry{"x", tar.TypeLink, "", to("d/a")}, entry{"d/a", tar.TypeSymlink, "", to("x")}, entry{"y", tar.TypeLink, "", to("x")}))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		top := t.TempDir()
-		for _, d := range []string{"OUT", "layer"} {
-			if err := os.Mkdir(filepath.Join(top, d), 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for _, p := range []string{"canary", "OUT/canary"} {
-			if err := os.WriteFile(filepath.Join(top, p), []byte("alive"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		lower := filepath.Join(t.TempDir(), "lower")
-		if err := os.Mkdir(lower, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		mustApply(t, lower, entry{"d/", tar.TypeDir, "", nil}, entry{"d/a", tar.TypeReg, "1", nil}, entry{"a", tar.TypeReg, "2", nil})
-		dir := filepath.Join(top, "layer")
-		res, err := Apply(t.Context(), dir, bytes.NewReader(data), Options{MaxBytes: 1 << 20, MaxEntries: 100})
-		if err == nil {
-			_, _ = Settle(dir, []string{lower}, res.Open, 1<<20)
-		}
-		checkOutside(t, top)
-	})
 }

@@ -3,16 +3,14 @@ package layer
 import (
 	"archive/tar"
 	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
-	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
 
 func owner(uid int, mode int64) func(*tar.Header) {
@@ -20,10 +18,9 @@ func owner(uid int, mode int64) func(*tar.Header) {
 }
 
 // lowers makes two layers: the upper of them deletes and hides some of the lower.
-func lowers(t *testing.T) (bottom, middle string) {
+func lowers(t *testing.T, make func(testing.TB) form) (bottom, middle string) {
 	t.Helper()
-	bottom, middle = t.TempDir(), t.TempDir()
-	mustApply(t, bottom,
+	bottom = layerOf(t, make(t),
 		entry{"d/", tar.TypeDir, "", owner(7, 0o1750)},
 		entry{"d/a", tar.TypeReg, strings.Repeat("lower", 3000), func(h *tar.Header) {
 			owner(3, 0o6755)(h)
@@ -34,54 +31,34 @@ func lowers(t *testing.T) (bottom, middle string) {
 		entry{"f", tar.TypeReg, "one", nil},
 		entry{"gone", tar.TypeReg, "1", nil},
 		entry{"o/x", tar.TypeReg, "1", nil})
-	mustApply(t, middle, entry{".wh.gone", tar.TypeReg, "", nil}, entry{"f", tar.TypeReg, "two", nil}, entry{"o/.wh..wh..opq", tar.TypeReg, "", nil})
+	middle = layerOf(t, make(t), entry{".wh.gone", tar.TypeReg, "", nil}, entry{"f", tar.TypeReg, "two", nil}, entry{"o/.wh..wh..opq", tar.TypeReg, "", nil})
 	return bottom, middle
 }
 
-// describe writes down what a merged view shows of every name; equal inodes get equal numbers.
-func describeTree(t *testing.T, at string) string {
+// settled is the root of a layer of entries on top of others.
+func settled(t testing.TB, f form, lowers []string, es ...entry) string {
 	t.Helper()
-	var out []string
-	inodes := map[uint64]int{}
-	err := filepath.Walk(at, func(p string, fi os.FileInfo, err error) error {
-		if err != nil || p == at {
-			return err
-		}
-		st := stat(t, p)
-		line := fmt.Sprintf("%s %o %d:%d dev %d", strings.TrimPrefix(p, at), st.Mode, st.Uid, st.Gid, st.Rdev)
-		if !fi.IsDir() { // link(2) just now changed the directories' times
-			if _, ok := inodes[st.Ino]; !ok {
-				inodes[st.Ino] = len(inodes)
-			}
-			line += fmt.Sprintf(" mtime %d links %d inode %d", st.Mtim.Nano(), st.Nlink, inodes[st.Ino])
-		}
-		if fi.Mode().IsRegular() {
-			b, err := os.ReadFile(p)
-			if err != nil {
-				return err
-			}
-			line += fmt.Sprintf(" %d bytes %.10s", len(b), b)
-			for _, attr := range []string{"user.x", "security.capability"} {
-				var v [100]byte
-				if n, err := unix.Lgetxattr(p, attr, v[:]); err == nil {
-					line += fmt.Sprintf(" %s=%x", attr, v[:n])
-				}
-			}
-		}
-		out = append(out, line)
-		return nil
-	})
-	if err != nil {
+	mustApply(t, f, es...)
+	if _, err := f.settle(t, lowers, 0); err != nil {
 		t.Fatal(err)
 	}
-	return strings.Join(out, "\n")
+	return f.root(t)
+}
+
+// linkDump is dump without the root, what the kernel notes for itself, and the times of
+// directories, which link(2) changes.
+func linkDump(t *testing.T, at string) string {
+	t.Helper()
+	_, s, _ := strings.Cut(dump(t, at), "\n")
+	s = regexp.MustCompile(` trusted\.overlay\.(origin|impure)=\S+`).ReplaceAllString(s, "") // the kernel's notes
+	return regexp.MustCompile(`(?m)^(\S+ 4\d+ .*) mtime \S+`).ReplaceAllString(s, "$1")
 }
 
 // TestLinksToLowerFiles compares a layer with what the kernel makes of the same links in
 // an overlay over the same layers.
-func TestLinksToLowerFiles(t *testing.T) {
-	testkit.Need(t, testkit.Root, testkit.Overlay)
-	testkit.Leaks(t)
+func TestLinksToLowerFiles(t *testing.T) { both(t, testLinksToLowerFiles) }
+
+func testLinksToLowerFiles(t *testing.T, make func(testing.TB) form) {
 	for name, links := range map[string][][2]string{ // target, name
 		"one":               {{"d/a", "n"}},
 		"in the same place": {{"d/a", "d/n"}},
@@ -92,13 +69,8 @@ func TestLinksToLowerFiles(t *testing.T) {
 		"device":            {{"d/null", "d/n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bottom, middle := lowers(t)
-			top, want := t.TempDir(), t.TempDir()
-			for _, d := range []string{top, want} {
-				if err := os.Chmod(d, 0o755); err != nil {
-					t.Fatal(err)
-				}
-			}
+			bottom, middle := lowers(t, make)
+			want := t.TempDir()
 			var es []entry
 			at := t.TempDir()
 			err := unix.Mount("overlay", at, "overlay", 0, "lowerdir="+middle+":"+bottom+",upperdir="+want+",workdir="+t.TempDir())
@@ -116,23 +88,20 @@ func TestLinksToLowerFiles(t *testing.T) {
 			if e := unix.Unmount(at, 0); e != nil || err != nil {
 				t.Fatal(e, err)
 			}
-			res := mustApply(t, top, es...)
-			if _, err := Settle(top, []string{middle, bottom}, res.Open, 0); err != nil {
-				t.Fatal(err)
-			}
-			if got, want := describeTree(t, top), describeTree(t, want); got != want {
+			top := settled(t, make(t), []string{middle, bottom}, es...)
+			if got, want := linkDump(t, top), linkDump(t, want); got != want {
 				t.Errorf("layer: got\n%s\nwant, as the kernel has it,\n%s", got, want)
 			}
-			if got, want := describeTree(t, mount(t, bottom, middle, top)), describeTree(t, mount(t, bottom, middle, want)); got != want {
+			if got, want := linkDump(t, merge(t, bottom, middle, top)), linkDump(t, merge(t, bottom, middle, want)); got != want {
 				t.Errorf("merged: got\n%s\nwant\n%s", got, want)
 			}
 		})
 	}
 }
 
-func TestEntriesAfterALinkToALowerFile(t *testing.T) {
-	testkit.Need(t, testkit.Root, testkit.Overlay)
-	testkit.Leaks(t)
+func TestEntriesAfterALinkToALowerFile(t *testing.T) { both(t, testEntriesAfterALinkToALowerFile) }
+
+func testEntriesAfterALinkToALowerFile(t *testing.T, make func(testing.TB) form) {
 	n := entry{"n", tar.TypeLink, "", to("f")}
 	for name, tc := range map[string]struct {
 		es   []entry
@@ -150,13 +119,9 @@ func TestEntriesAfterALinkToALowerFile(t *testing.T) {
 		"by a link in here":   {[]entry{{"o/", tar.TypeDir, "", nil}, {"s", tar.TypeSymlink, "", to("o")}, {"o/n", tar.TypeLink, "", to("f")}, {"s/m", tar.TypeLink, "", to("s/n")}}, "f=two o/ o/m=two o/n=two s"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bottom, middle := lowers(t)
-			top := t.TempDir()
-			res := mustApply(t, top, tc.es...)
-			if _, err := Settle(top, []string{middle, bottom}, res.Open, 0); err != nil {
-				t.Fatal(err)
-			}
-			at := mount(t, bottom, middle, top)
+			bottom, middle := lowers(t, make)
+			top := settled(t, make(t), []string{middle, bottom}, tc.es...)
+			at := merge(t, bottom, middle, top)
 			var got []string
 			for s := range strings.SplitSeq(listing(t, at), " ") {
 				if !strings.HasPrefix(s, "d/") {
@@ -170,16 +135,17 @@ func TestEntriesAfterALinkToALowerFile(t *testing.T) {
 	}
 }
 
-func TestLinkAttributesOfDirectories(t *testing.T) {
-	testkit.Need(t, testkit.Root)
-	testkit.Leaks(t)
-	bottom, middle := lowers(t)
-	top := t.TempDir()
-	res := mustApply(t, top, entry{"./", tar.TypeDir, "", nil}, entry{"q/", tar.TypeDir, "", owner(9, 0o700)}, entry{"q/n", tar.TypeLink, "", to("d/a")})
-	bytes, err := Settle(top, []string{middle, bottom}, res.Open, 20000)
+func TestLinkAttributesOfDirectories(t *testing.T) { both(t, testLinkAttributesOfDirectories) }
+
+func testLinkAttributesOfDirectories(t *testing.T, make func(testing.TB) form) {
+	bottom, middle := lowers(t, make)
+	f := make(t)
+	mustApply(t, f, entry{"./", tar.TypeDir, "", nil}, entry{"q/", tar.TypeDir, "", owner(9, 0o700)}, entry{"q/n", tar.TypeLink, "", to("d/a")})
+	bytes, err := f.settle(t, []string{middle, bottom}, 20000)
 	if err != nil || bytes != 4*block {
 		t.Fatalf("settle: got %d bytes, %v, want %d", bytes, err, 4*block)
 	}
+	top := f.root(t)
 	if st := stat(t, top+"/d"); st.Mode != unix.S_IFDIR|0o1750 || st.Uid != 7 || st.Mtim.Nano() != when.UnixNano() {
 		t.Errorf("the target's directory: got %+v, want as below", st)
 	}
@@ -188,16 +154,16 @@ func TestLinkAttributesOfDirectories(t *testing.T) {
 			t.Errorf("time of %q: got %v, want the stream's", d, st.Mtim)
 		}
 	}
-	top = t.TempDir()
-	res = mustApply(t, top, entry{"n", tar.TypeLink, "", to("d/a")})
-	if _, err := Settle(top, []string{middle, bottom}, res.Open, 14999); !errors.Is(err, errdef.ErrExhausted) {
+	f = make(t)
+	mustApply(t, f, entry{"n", tar.TypeLink, "", to("d/a")})
+	if _, err := f.settle(t, []string{middle, bottom}, 14999); !errors.Is(err, errdef.ErrExhausted) {
 		t.Errorf("copy above the limit: got %v", err)
 	}
 }
 
-func TestLinksToNothing(t *testing.T) {
-	testkit.Need(t, testkit.Root)
-	testkit.Leaks(t)
+func TestLinksToNothing(t *testing.T) { both(t, testLinksToNothing) }
+
+func testLinksToNothing(t *testing.T, make func(testing.TB) form) {
 	for name, es := range map[string][]entry{
 		"nowhere":                  {{"n", tar.TypeLink, "", to("no")}},
 		"no directory":             {{"n", tar.TypeLink, "", to("no/x")}},
@@ -215,11 +181,11 @@ func TestLinksToNothing(t *testing.T) {
 		"by a link that ends here": {{"s", tar.TypeSymlink, "", to("/no")}, {"n", tar.TypeLink, "", to("s/x")}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bottom, middle := lowers(t)
-			top := t.TempDir()
-			res, err := apply(t, top, es...)
+			bottom, middle := lowers(t, make)
+			f := make(t)
+			_, err := apply(t, f, es...)
 			if err == nil {
-				_, err = Settle(top, []string{middle, bottom}, res.Open, 0)
+				_, err = f.settle(t, []string{middle, bottom}, 0)
 			}
 			if !errors.Is(err, errdef.ErrInvalid) {
 				t.Errorf("got %v, want invalid", err)

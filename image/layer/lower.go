@@ -234,7 +234,7 @@ func (l *lower) xattrs() ([]erofs.Xattr, error) {
 		}
 		out = append(out, erofs.Xattr{Name: name, Value: slices.Clone(value[:n])})
 	}
-	slices.SortFunc(out, func(a, b erofs.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	sortXattrs(out)
 	return out, nil
 }
 

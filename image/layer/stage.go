@@ -83,8 +83,9 @@ func (s *stage) run(ctx context.Context, src *stream, r io.Reader) error {
 }
 
 func (s *stage) entry(h *tar.Header, r io.Reader) error {
-	if s.entries++; s.opt.MaxEntries > 0 && s.entries > s.opt.MaxEntries {
-		return fmt.Errorf("more than %d entries: %w", s.opt.MaxEntries, errdef.ErrExhausted)
+	s.entries++
+	if err := s.limit(); err != nil {
+		return err
 	}
 	if s.now == nil { // a root that is not described is as old as the first that is in it
 		s.root.Sec, s.root.Nsec = h.ModTime.Unix(), uint32(h.ModTime.Nanosecond()) // #nosec G115 -- below 1e9
@@ -132,6 +133,14 @@ func (s *stage) entry(h *tar.Header, r io.Reader) error {
 		return s.file(p, base, n, r)
 	}
 	return s.add(p, base, n)
+}
+
+// limit bounds what a layer makes: entries and the directories that they imply.
+func (s *stage) limit() error {
+	if n := s.entries + len(s.implied); s.opt.MaxEntries > 0 && n > s.opt.MaxEntries {
+		return fmt.Errorf("more than %d entries: %w", s.opt.MaxEntries, errdef.ErrExhausted)
+	}
+	return nil
 }
 
 // reserved tells whether a path goes through a name that only marks may have: what aufs
@@ -269,6 +278,10 @@ func (s *stage) imply(p place, name string) (place, error) {
 
 // newDir puts an implied directory in place of what was there.
 func (s *stage) newDir(p place, name string) (*erofs.Node, error) {
+	// One entry may imply two thousand.
+	if err := s.limit(); err != nil {
+		return nil, err
+	}
 	n := &erofs.Node{Mode: unix.S_IFDIR | 0o755, Children: map[string]*erofs.Node{},
 		Sec: s.now.ModTime.Unix(), Nsec: uint32(s.now.ModTime.Nanosecond())} // #nosec G115 -- below 1e9
 	if err := s.clearFor(p, name, n); err != nil {

@@ -57,8 +57,12 @@ func setXattrs(n *erofs.Node, h *tar.Header) error {
 			n.Xattr = append(n.Xattr, erofs.Xattr{Name: strings.Clone(name), Value: []byte(v)})
 		}
 	}
-	slices.SortFunc(n.Xattr, func(a, b erofs.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	sortXattrs(n.Xattr)
 	return nil
+}
+
+func sortXattrs(x []erofs.Xattr) {
+	slices.SortFunc(x, func(a, b erofs.Xattr) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // checkXattr validates a value; an access ACL sets the mode of n as it does in the kernel.

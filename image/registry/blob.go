@@ -207,7 +207,7 @@ func (b *Blob) open(h *host) error {
 		resp, err := b.s.do(b.conn, h, request{http.MethodGet, "blobs/" + b.digest.String(), hdr})
 		if err != nil {
 			if errors.Is(context.Cause(b.conn), errStalled) {
-				err = fmt.Errorf("%w: no answer for %v", errUnreachable, b.s.cfg.Stall)
+				err = fmt.Errorf("%w: %w for %v", errUnreachable, errSilent, b.s.cfg.Stall)
 			}
 			return err
 		}

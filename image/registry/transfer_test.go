@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -54,10 +55,11 @@ func (c *counter) Bytes(n int64, resumed bool) {
 func (c *counter) Waiting(why string, _ time.Time) { c.waits = append(c.waits, why) }
 func (c *counter) Restarted()                      { c.restarts++ }
 
-// quick is a configuration for servers that are near and tests that are short.
+// quick is a configuration for servers that are near and tests that are short; those
+// that wait for a stall shorten that too.
 func quick(t *testing.T, dir string) Config {
 	t.Helper()
-	cfg := Config{Stall: 150 * time.Millisecond, Backoff: 5 * time.Millisecond}
+	cfg := Config{Stall: 20 * time.Second, Backoff: 5 * time.Millisecond}
 	if dir != "" {
 		var err error
 		if cfg.Partials, err = content.OpenPartials(dir, content.PartialLimits{}); err != nil {
@@ -118,6 +120,9 @@ func sessionOf(t *testing.T, c *Client, cred Credentials, ca string, urls ...str
 	t.Cleanup(s.Close)
 	return s
 }
+
+// stall is short for a test and long for a machine that is busy.
+const stall = 400 * time.Millisecond
 
 // fetch reads a blob as the image store does.
 func fetch(ctx context.Context, s *Session, want []byte, o Observer) error {
@@ -232,7 +237,11 @@ func TestFaults(t *testing.T) {
 					sent = func() int64 { return bad.Sent("/blobs/") + good.Sent("/blobs/") }
 				}
 				dir := t.TempDir()
-				c := New(quick(t, dir))
+				cfg := quick(t, dir)
+				if regexp.MustCompile("stall|trickle|header").MatchString(name) {
+					cfg.Stall = stall
+				}
+				c := New(cfg)
 				t.Cleanup(c.Close)
 				s := session(t, c, Credentials{Username: "u", Password: "hunter2"}, servers...)
 				if _, err := s.Manifest(t.Context(), "1"); !errors.Is(err, errdef.ErrNotFound) {
@@ -425,7 +434,11 @@ func TestHTTP2(t *testing.T) {
 			r := faulty.New(t, faulty.HTTP2)
 			r.PushBlob("x", data)
 			r.Set(faulty.Rule{Path: "/blobs/", Times: 2, Do: fault})
-			c := client(t, quick(t, t.TempDir()))
+			cfg := quick(t, t.TempDir())
+			if name == "stalls" {
+				cfg.Stall = stall
+			}
+			c := client(t, cfg)
 			s := session(t, c, Credentials{}, r)
 			if err := fetch(t.Context(), s, data, nil); err != nil {
 				t.Fatal(err)
@@ -475,7 +488,11 @@ func TestDocuments(t *testing.T) {
 				r.PushManifest("x", "1", mt, body)
 			}
 			bad.Set(faulty.Rule{Path: "/manifests/", Times: tc.times, Do: tc.do})
-			c := client(t, quick(t, ""))
+			cfg := quick(t, "")
+			if name == "stalls" || name == "never a header" {
+				cfg.Stall = stall
+			}
+			c := client(t, cfg)
 			doc, err := session(t, c, Credentials{}, bad).Manifest(t.Context(), faulty.Digest(body))
 			if tc.fails == nil && (err != nil || doc.MediaType != mt || !bytes.Equal(doc.Body, body)) || tc.fails != nil && !tc.fails(err) {
 				t.Errorf("got %+v, %v", doc, err)

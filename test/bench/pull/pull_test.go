@@ -1,0 +1,279 @@
+package main
+
+import (
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/internal/testkit"
+	"github.com/cri-runtime/cri-runtime/test/bench/images"
+)
+
+// made is a result of two targets over an image and the one that shares its layers.
+func made() *result {
+	layers := []images.Layer{{Size: 40e6, Unpacked: 100e6}, {Size: 40e6, Unpacked: 100e6}, {Size: 20e6, Unpacked: 50e6}}
+	r := &result{
+		Began: time.Unix(1700000000, 0).UTC(), Options: options{Runs: 3}, Machine: map[string]string{"kernel": "6.18"},
+		Targets: []target{{Name: oursErofs, Version: "v1"}, {Name: containerd, Version: "v2"}}, Missing: map[string]string{crio: "not built"},
+		Images: &images.Set{Source: "a test", Images: []images.Image{
+			{Name: "bench/debian-app:a", Layers: layers}, {Name: "bench/debian-app:b", Layers: append(layers[:3:3], images.Layer{Size: 1e6, Unpacked: 10e6})},
+		}},
+	}
+	for i := range 3 {
+		slow := float64(i) / 10
+		r.Samples = append(r.Samples,
+			sample{Image: "debian-app:a", Target: oursErofs, Wall: 0.8 + slow, CPU: 1, DiskUsed: 255e6, DeviceWrote: 260e6, Peak: 90e6, Remove: 0.004},
+			sample{Image: "debian-app:a", Target: containerd, Wall: 2 + slow, CPU: 2, DiskUsed: 400e6, DeviceWrote: 410e6, Peak: 200e6, Remove: 0.5},
+			sample{Image: "debian-app:b", Target: oursErofs, Wall: 0.1, CPU: 0.1, DiskUsed: 11e6, DeviceWrote: 11e6, Peak: 40e6, Remove: 0.02})
+	}
+	return r
+}
+
+func TestAims(t *testing.T) {
+	got := map[string]bool{}
+	for _, a := range made().aims() {
+		got[a.image+" "+a.what] = a.met()
+	}
+	want := map[string]bool{
+		"debian-app:a wall / containerd's":                                      false, // 0.9 / 2.1 = 0.43
+		"debian-app:a wall / containerd's, stretch":                             false,
+		"debian-app:a CPU / containerd's":                                       true,
+		"debian-app:a CPU / containerd's, stretch":                              true,
+		"debian-app:a disk / uncompressed":                                      true, // 1.02
+		"debian-app:a written, MB":                                              true, // 260 of 362.5
+		"debian-app:a peak memory, MB":                                          true,
+		"debian-app:a RemoveImage, ms":                                          true,
+		"debian-app:a MB/s of uncompressed data":                                true, // 278
+		"debian-app:b written, MB":                                              true,
+		"debian-app:b peak memory, MB":                                          true,
+		"debian-app:b RemoveImage, ms":                                          false,
+		"debian-app:b disk / uncompressed size of the layer that is not shared": false, // 1.1
+	}
+	for what, met := range want {
+		if now, ok := got[what]; !ok || now != met {
+			t.Errorf("%s: got %v (there: %v), want %v", what, now, ok, met)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("aims: got %d, want %d: %v", len(got), len(want), got)
+	}
+	if n := made().missed(); n != 3 { // wall, disk of b, RemoveImage of b; stretches do not count
+		t.Errorf("missed: got %d, want 3", n)
+	}
+}
+
+func TestOneStoreThatMisses(t *testing.T) {
+	r := made()
+	for i := range r.Samples {
+		if r.Samples[i].Target == oursErofs {
+			s := r.Samples[i]
+			s.Target, s.Wall = oursDirectory, 100
+			r.Samples = append(r.Samples, s)
+		}
+	}
+	r.Targets = append(r.Targets, target{Name: oursDirectory})
+	if n := r.missed(); n != 3 {
+		t.Errorf("missed with both stores: got %d, want 3: the aims are those of the faster store", n)
+	}
+	r.Targets = r.Targets[1:]
+	if n := r.missed(); n < 4 {
+		t.Errorf("missed with the directory store alone: got %d, want more than 3", n)
+	}
+}
+
+func TestReport(t *testing.T) {
+	r := made()
+	file := filepath.Join(t.TempDir(), "results.json")
+	if err := r.write(file); err != nil {
+		t.Fatal(err)
+	}
+	back, err := readResult(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := back.markdown()
+	for _, want := range []string{
+		"0.90 (0.80 to 1.00) x0.43", "crio was not measured: not built", "| debian-app:a | ours-erofs | wall / containerd's | 0.429 | <= 0.42 | **not met** |",
+		"of its own 1.0 MB compressed, 10.0 MB unpacked",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("report lacks %q:\n%s", want, text)
+		}
+	}
+	chart := back.chart()
+	for d := xml.NewDecoder(strings.NewReader(chart)); ; {
+		if _, err := d.Token(); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatalf("chart: %v\n%s", err, chart)
+		}
+	}
+	if n := strings.Count(chart, "<path"); n != 6 { // three pairs of image and runtime, in two panels
+		t.Errorf("bars: got %d, want 6", n)
+	}
+	if _, err := readResult(filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("reading no results: got no error")
+	}
+}
+
+func TestOptionsNameWhatIsWrong(t *testing.T) {
+	for name, tc := range map[string]struct {
+		o    options
+		want string
+	}{
+		"fine":    {options{Runs: 1, Store: "both", Only: "ours,containerd"}, ""},
+		"runs":    {options{Runs: 0, Store: "both"}, "-runs"},
+		"store":   {options{Runs: 1, Store: "tape"}, "-store"},
+		"targets": {options{Runs: 1, Store: "erofs", Only: "docker"}, "-only"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := tc.o.valid()
+			if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestChosenImages(t *testing.T) {
+	set := &images.Set{Images: []images.Image{{Name: "bench/warm:1"}, {Name: "bench/debian-app:a"}, {Name: "bench/debian-app:b"}, {Name: "bench/node:gz"}}}
+	for names, want := range map[string]int{"": 2, "node:gz": 1, "debian-app:a,node:gz": 2, "debian-app:b": -1, "none:1": -1} {
+		got, err := setting{Options: options{Images: names}}.chosen(set)
+		if want < 0 != (err != nil) || err == nil && len(got) != want {
+			t.Errorf("%q: got %d images and %v, want %d", names, len(got), err, want)
+		}
+	}
+	if got := sharer("bench/debian-app:a-zst"); got != "bench/debian-app:b-zst" {
+		t.Errorf("sharer: got %q", got)
+	}
+}
+
+// TestDisk writes a known amount to a fresh file system in a loop device.
+func TestDisk(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	dir := t.TempDir()
+	backing, err := os.OpenFile(filepath.Join(dir, "disk"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer backing.Close()
+	if err := backing.Truncate(256 << 20); err != nil {
+		t.Fatal(err)
+	}
+	d := &disk{point: filepath.Join(dir, "mount")}
+	if err := os.Mkdir(d.point, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if d.device, err = attach(backing); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for range 2 { // the second begins as empty as the first
+		if err := d.fresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		used, written := figures(t, d)
+		const size = 32 << 20
+		if err := os.WriteFile(filepath.Join(d.point, "f"), make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		usedAfter, writtenAfter := figures(t, d)
+		if n := usedAfter - used; n < size || n > size+1<<20 {
+			t.Errorf("used: got %d more, want about %d", n, size)
+		}
+		if n := writtenAfter - written; n < size || n > size+8<<20 {
+			t.Errorf("written: got %d, want about %d", n, size)
+		}
+		if err := d.drop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func figures(t *testing.T, d *disk) (used, written int64) {
+	t.Helper()
+	if err := d.sync(); err != nil {
+		t.Fatal(err)
+	}
+	used, err := d.used()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if written, err = d.written(); err != nil {
+		t.Fatal(err)
+	}
+	return used, written
+}
+
+// TestCgroupCountsEndedChildren: a shell whose child works and ends.
+func TestCgroupCountsEndedChildren(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	name := filepath.Base(t.TempDir()) + "-bench-test"
+	c, err := newCgroup(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := removeCgroups(name); err != nil {
+			t.Error(err)
+		}
+	})
+	argv := c.command([]string{"/bin/sh", "-c", "dd if=/dev/zero of=/dev/null bs=1M count=3000 2>/dev/null; cat"})
+	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) {
+		if used, err := c.cpu(); err != nil {
+			t.Fatal(err)
+		} else if used > 50*time.Millisecond {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if pids := c.pids(); len(pids) == 0 {
+		t.Error("processes: got none")
+	}
+	if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	if used, err := c.cpu(); err != nil || used < 50*time.Millisecond || used > 10*time.Second {
+		t.Errorf("processor time: got %v, %v", used, err)
+	}
+}
+
+// TestPeakSeesWhatIsFreed: memory that is gone again when the watch ends.
+func TestPeakSeesWhatIsFreed(t *testing.T) {
+	const size = 64 << 20
+	before := resident(os.Getpid())
+	if err := resetPeak(os.Getpid()); err != nil {
+		t.Skip("this kernel does not reset VmHWM: ", err)
+	}
+	area, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_POPULATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Munmap(area); err != nil {
+		t.Fatal(err)
+	}
+	if got := status(os.Getpid(), "VmHWM"); got < before+size*9/10 {
+		t.Errorf("peak: got %d, want at least %d more than %d", got, size, before)
+	}
+}

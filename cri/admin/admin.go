@@ -3,6 +3,7 @@
 // that only root may open; /metrics alone is also served on TCP where an operator wants it.
 //
 //	GET  /v1/pulls                 pulls in flight and the last ones; ?watch=1: a line every 200 ms
+//	GET  /v1/gc                    what is in the store and nobody owns; POST deletes it
 //	POST /v1/images/load           the body is an archive; lines of progress, then the images
 //	GET  /v1/images/save?ref=REF   an archive; &ref= again for more, &format=oci|oci-gzip|docker
 //	POST /v1/images/verify?ref=REF all that is stored of an image, against its digests
@@ -57,8 +58,10 @@ type Archives interface {
 	Save(ctx context.Context, w io.Writer, refs []string, format image.ArchiveFormat) error
 }
 
-// Keeper looks after what is stored. A damaged image is an error, and no longer there.
+// Keeper looks after what is stored. Garbage lists what nobody owns, and deletes it unless
+// it is a dry run. In Verify a damaged image is an error, and no longer there.
 type Keeper interface {
+	Garbage(ctx context.Context, dryRun bool) ([]image.Orphan, error)
 	Verify(ctx context.Context, ref string) error
 }
 
@@ -84,6 +87,8 @@ func New(d Deps) *Server { return &Server{deps: d, started: time.Now()} }
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/pulls", s.pulls)
+	mux.HandleFunc("GET /v1/gc", s.garbage)
+	mux.HandleFunc("POST /v1/gc", s.garbage)
 	mux.HandleFunc("POST /v1/images/load", s.load)
 	mux.HandleFunc("GET /v1/images/save", s.save)
 	mux.HandleFunc("POST /v1/images/verify", s.verify)
@@ -227,6 +232,27 @@ func (a *archive) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return a.w.Write(p)
+}
+
+// Garbage is the answer of /v1/gc.
+type Garbage struct {
+	DryRun  bool           `json:"dryRun"`
+	Orphans []image.Orphan `json:"orphans"`
+	Bytes   uint64         `json:"bytes"` // of all
+}
+
+func (s *Server) garbage(w http.ResponseWriter, r *http.Request) {
+	answer := Garbage{DryRun: r.Method != http.MethodPost, Orphans: []image.Orphan{}}
+	orphans, err := s.deps.Keeper.Garbage(r.Context(), answer.DryRun)
+	if err != nil {
+		fail(w, r, err)
+		return
+	}
+	for _, o := range orphans {
+		answer.Bytes += o.Bytes
+	}
+	answer.Orphans = append(answer.Orphans, orphans...)
+	reply(w, answer)
 }
 
 // Verified is the answer of /v1/images/verify.

@@ -89,6 +89,17 @@ func (f *fakeStore) Verify(_ context.Context, ref string) error {
 	return f.fail
 }
 
+func (f *fakeStore) Garbage(_ context.Context, dryRun bool) ([]image.Orphan, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if dryRun {
+		f.saved = append(f.saved, "look")
+		return nil, f.fail
+	}
+	f.saved = append(f.saved, "delete")
+	return []image.Orphan{{Path: "/a", Bytes: 5}, {Path: "/b", Bytes: 6}}, f.fail
+}
+
 func start(t *testing.T) (*fakeStore, *Client, string) {
 	t.Helper()
 	f := &fakeStore{}
@@ -226,6 +237,22 @@ func TestVerify(t *testing.T) {
 		if resp.StatusCode != want {
 			t.Errorf("GET %s: got %d, want %d", path, resp.StatusCode, want)
 		}
+	}
+}
+
+func TestGarbage(t *testing.T) {
+	f, c, _ := start(t)
+	got, err := c.Garbage(t.Context(), true)
+	if err != nil || !got.DryRun || got.Orphans == nil || len(got.Orphans) != 0 || fmt.Sprint(f.saved) != "[look]" {
+		t.Errorf("dry run: got %+v, %v, %v", got, err, f.saved)
+	}
+	got, err = c.Garbage(t.Context(), false)
+	if err != nil || got.DryRun || got.Bytes != 11 || len(got.Orphans) != 2 || got.Orphans[1].Path != "/b" || fmt.Sprint(f.saved) != "[look delete]" {
+		t.Errorf("got %+v, %v, %v", got, err, f.saved)
+	}
+	f.set(func() { f.fail = errors.New("disk") })
+	if _, err := c.Garbage(t.Context(), false); err == nil || err.Error() != "disk" {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -90,16 +90,36 @@ func (c *Client) explain(err error) error {
 
 // Pulls lists the pulls in flight and the last ones.
 func (c *Client) Pulls(ctx context.Context) ([]image.PullStatus, error) {
-	body, err := c.do(ctx, http.MethodGet, "/v1/pulls", nil)
+	list, err := document[PullList](ctx, c, http.MethodGet, "/v1/pulls")
+	return list.Pulls, err
+}
+
+// Garbage lists what nobody owns, and deletes it unless it is a dry run.
+func (c *Client) Garbage(ctx context.Context, dryRun bool) (Garbage, error) {
+	method := http.MethodPost
+	if dryRun {
+		method = http.MethodGet
+	}
+	return document[Garbage](ctx, c, method, "/v1/gc")
+}
+
+// Verify compares what is stored of an image with its digests.
+func (c *Client) Verify(ctx context.Context, ref string) error {
+	_, err := document[Verified](ctx, c, http.MethodPost, "/v1/images/verify?"+url.Values{"ref": {ref}}.Encode())
+	return err
+}
+
+// document reads an answer that is one document.
+func document[T any](ctx context.Context, c *Client, method, path string) (doc T, err error) {
+	body, err := c.do(ctx, method, path, nil)
 	if err != nil {
-		return nil, err
+		return doc, err
 	}
 	defer body.Close()
-	var list PullList
-	if err := json.NewDecoder(body).Decode(&list); err != nil {
-		return nil, fmt.Errorf("read answer: %w", err)
+	if err := json.NewDecoder(body).Decode(&doc); err != nil {
+		return doc, fmt.Errorf("read answer: %w", err)
 	}
-	return list.Pulls, nil
+	return doc, nil
 }
 
 // Watch calls show with the list, again and again, until ctx ends or show fails.
@@ -175,13 +195,4 @@ func (c *Client) Save(ctx context.Context, w io.Writer, refs []string, format im
 		return n, fmt.Errorf("write archive: %w", err)
 	}
 	return n, nil
-}
-
-// Verify compares what is stored of an image with its digests.
-func (c *Client) Verify(ctx context.Context, ref string) error {
-	body, err := c.do(ctx, http.MethodPost, "/v1/images/verify?"+url.Values{"ref": {ref}}.Encode(), nil)
-	if err != nil {
-		return err
-	}
-	return body.Close()
 }

@@ -255,6 +255,7 @@ func (a *reader) file(ctx context.Context, f *File, r io.Reader) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
+	err = nil // a short file
 	switch sniff(head) {
 	case aLayer:
 		f.Diff, err = a.layer(ctx, a.Contents, f, br)

@@ -26,9 +26,10 @@ import (
 
 // A Rule says which requests meet a fault.
 type Rule struct {
-	Path  string // part of it; empty: any
-	Skip  int    // so many matching requests are served well first
-	Times int    // then so many meet the fault; 0: all
+	Path  string                   // part of it; empty: any
+	When  func(*http.Request) bool // nil: always
+	Skip  int                      // so many matching requests are served well first
+	Times int                      // then so many meet the fault; 0: all
 	Do    Fault
 }
 
@@ -87,7 +88,8 @@ func New(t testing.TB, how Transport) *Registry {
 // Host is the address without the scheme.
 func (r *Registry) Host() string { return r.Listener.Addr().String() }
 
-// Set replaces the rules and forgets the requests. The first rule that matches counts.
+// Set replaces the rules and forgets the requests. Of those that match, the first that is not
+// used up counts.
 func (r *Registry) Set(rules ...Rule) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -114,10 +116,10 @@ func (r *Registry) Sent(part string) (n int64) {
 	return n
 }
 
-// choose finds the fault that a request meets.
-func (r *Registry) choose(path string) Fault {
+// choose finds the fault that a request meets. The lock is held.
+func (r *Registry) choose(q *http.Request) Fault {
 	for i, rule := range r.rules {
-		if !strings.Contains(path, rule.Path) {
+		if !strings.Contains(q.URL.Path, rule.Path) || rule.When != nil && !rule.When(q) {
 			continue
 		}
 		r.met[i]++
@@ -136,7 +138,7 @@ func (r *Registry) serve(w http.ResponseWriter, q *http.Request) {
 	r.mu.Lock()
 	entry := &Request{Method: q.Method, Path: q.URL.Path, Query: q.URL.RawQuery, Header: q.Header.Clone()}
 	r.log = append(r.log, entry)
-	fault := r.choose(q.URL.Path)
+	fault := r.choose(q)
 	body := r.body(q)
 	r.mu.Unlock()
 	a := &Answer{ResponseWriter: w, Request: q, registry: r, entry: entry, Header: body.Header().Clone(), Body: body.Body.Bytes(), Status: body.Code}

@@ -33,15 +33,18 @@ var (
 )
 
 const (
+	// Sizes are powers of two, so that indices can be masked.
 	inSize     = 64 << 10
-	windowSize = 32 << 10
 	outSize    = 128 << 10
+	inMask     = inSize - 1
+	outMask    = outSize - 1
+	windowSize = 32 << 10
 	maxMatch   = 258
 	// slack is what one turn of the fast loop may write from its start: literals, a
 	// match, and what wide copies write beyond its end.
-	slack = 16 + maxMatch + 32
+	slack = 3 + maxMatch + 16
 	// outFull is where decoding stops until the output so far has been taken.
-	outFull = windowSize + outSize
+	outFull = outSize - slack
 )
 
 // phase is what the input holds next.
@@ -60,13 +63,13 @@ type Reader struct {
 	src    io.Reader
 	srcErr error // what src said together with its last bytes
 
-	in     [inSize]byte
-	ip, ie int // in[ip:ie] has not been looked at
+	in     [inSize + 8]byte // the 8 more are never filled: masked indices may read them
+	ip, ie int              // in[ip:ie] has not been looked at
 
 	bits uint64 // what has been taken from in, least significant bit first
 	nb   uint   // how many bits of it count
 
-	out    [outFull + slack]byte
+	out    [outSize + 16]byte
 	op     int // out[:op] has been decoded
 	rd     int // out[:rd] has been handed out
 	summed int // out[:summed] is part of crc

@@ -182,7 +182,7 @@ func TestMembers(t *testing.T) {
 			if string(got) != tc.want || !errors.Is(err, tc.err) {
 				t.Errorf("got %q, %v; want %q, %v", got, err, tc.want, tc.err)
 			}
-			if tc.err != nil && tc.err != io.EOF && tc.err != io.ErrUnexpectedEOF && !errors.Is(err, errdef.ErrInvalid) {
+			if eof := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF); tc.err != nil && !eof && !errors.Is(err, errdef.ErrInvalid) {
 				t.Errorf("%v is not of kind %v", err, errdef.ErrInvalid)
 			}
 			old := theirs(in)
@@ -226,7 +226,7 @@ func TestTruncated(t *testing.T) {
 		if !bytes.HasPrefix(want, got) {
 			t.Fatalf("cut at %d: other bytes", n)
 		}
-		if ends[n] != (err == nil) || err != nil && err != io.ErrUnexpectedEOF {
+		if ends[n] != (err == nil) || err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatalf("cut at %d: %v", n, err)
 		}
 	}

@@ -17,8 +17,8 @@ func (z *Reader) fill() error {
 	z.ie = copy(z.in[:], z.in[from:z.ie])
 	z.ip -= from
 	for range 100 {
-		n, err := z.src.Read(z.in[z.ie:])
-		if n < 0 || n > len(z.in)-z.ie {
+		n, err := z.src.Read(z.in[z.ie:inSize])
+		if n < 0 || n > inSize-z.ie {
 			return errors.New("gzip: underlying reader gave an impossible count")
 		}
 		z.ie += n

@@ -40,13 +40,14 @@ func (z *Reader) symbol() (end bool, err error) {
 		return false, nil
 	}
 	if e&special != 0 {
-		if e>>valueShift != 0 {
-			return false, ErrCorrupt
+		if end, err = ended(e); err == nil {
+			z.drop(e)
+			err = z.missing()
 		}
-		z.drop(e)
-		return true, z.missing()
+		return end, err
 	}
-	length := z.value(e)
+	length := value(e, z.bits)
+	z.drop(e)
 	d := z.dist[z.bits&distMask]
 	if d&second != 0 {
 		d = z.secondLevel(z.dist[:], d)
@@ -54,7 +55,8 @@ func (z *Reader) symbol() (end bool, err error) {
 	if d&special != 0 {
 		return false, ErrCorrupt
 	}
-	dist := z.value(d)
+	dist := value(d, z.bits)
+	z.drop(d)
 	if err := z.missing(); err != nil {
 		return false, err
 	}
@@ -72,14 +74,7 @@ func (z *Reader) symbol() (end bool, err error) {
 // secondLevel follows e, which points to a second-level table of t.
 func (z *Reader) secondLevel(t []entry, e entry) entry {
 	z.drop(e)
-	return t[uint64(e>>valueShift)+z.bits&(1<<(e>>codeShift&codeMask)-1)]
-}
-
-// value consumes e's bits and gives the length or distance.
-func (z *Reader) value(e entry) int {
-	extra := z.bits & (1<<(e&usedMask) - 1) >> (e >> codeShift & codeMask)
-	z.drop(e)
-	return int(e>>valueShift) + int(extra)
+	return t[below(e, z.bits)]
 }
 
 // drop consumes e's bits. Of a truncated input there may be fewer: see missing.

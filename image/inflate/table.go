@@ -221,3 +221,21 @@ func depth(count *[16]int, n, first uint) uint {
 	}
 	return d
 }
+
+// below is the index of the second-level entry that e and the bits behind it lead to.
+func below(e entry, bits uint64) uint64 {
+	return uint64(e>>valueShift) + bits&(1<<(e>>codeShift&codeMask)-1)
+}
+
+// value is the length or distance of e with its extra bits.
+func value(e entry, bits uint64) int {
+	return int(e>>valueShift) + int(bits&(1<<(e&usedMask)-1)>>(e>>codeShift&codeMask))
+}
+
+// ended tells what the special entry e means.
+func ended(e entry) (bool, error) {
+	if e>>valueShift != 0 {
+		return false, ErrCorrupt
+	}
+	return true, nil
+}

@@ -40,7 +40,6 @@ func (l *layout) measure(i int32) error {
 // refused and not ignored: it would be lost.
 func check(n *Node) error {
 	kind := n.Mode & typeMask
-	device := kind == typeChar || kind == typeBlock
 	switch {
 	case n.Mode > 0xFFFF || fileType(n.Mode) == 0:
 		return fmt.Errorf("mode %#o: %w", n.Mode, errdef.ErrInvalid)
@@ -50,12 +49,13 @@ func check(n *Node) error {
 		return fmt.Errorf("mode %#o with entries: %w", n.Mode, errdef.ErrInvalid)
 	case (n.Size != 0 || n.Extents != nil) && kind != typeFile:
 		return fmt.Errorf("mode %#o with data: %w", n.Mode, errdef.ErrInvalid)
-	case n.Rdev != 0 && !device:
-		return fmt.Errorf("mode %#o with a device number: %w", n.Mode, errdef.ErrInvalid)
 	case (n.Target != "") != (kind == typeLink):
 		return fmt.Errorf("mode %#o with target %.32q: %w", n.Mode, n.Target, errdef.ErrInvalid)
 	case len(n.Target) > maxTarget || strings.Contains(n.Target, "\x00"):
 		return fmt.Errorf("target of %d bytes, or with a zero: %w", len(n.Target), errdef.ErrInvalid)
+	}
+	if n.Rdev != 0 && kind != typeChar && kind != typeBlock {
+		return fmt.Errorf("mode %#o with a device number: %w", n.Mode, errdef.ErrInvalid)
 	}
 	if _, ok := encodeDevice(n.Rdev); !ok {
 		return fmt.Errorf("device number %#x: 12 bits of major and 20 of minor can be kept: %w", n.Rdev, errdef.ErrInvalid)

@@ -1,8 +1,11 @@
 // Package erofs writes EROFS images that describe a file tree whose data lie in another
 // file: the uncompressed tar of a layer. The kernel mounts both together.
 //
-// It writes only. It mounts nothing, starts no goroutine and leaves nothing behind. An
-// image that comes from elsewhere is never to be mounted: the kernel trusts what it reads.
+// It writes only: what the format cannot hold is refused, and no tree makes it write what
+// the kernel would take for damaged. It mounts nothing, starts no goroutine and leaves
+// nothing behind. Nothing in the kernel may be relied on to survive a malformed image,
+// so one that comes from elsewhere is never to be mounted. Nor is an index without its data
+// file: from 6.13 on the kernel then reads the index in its place.
 package erofs
 
 // Node is one inode. A hard link is the same Node under several names.

@@ -54,6 +54,11 @@ func check(n *Node) error {
 	case len(n.Target) > maxTarget || strings.Contains(n.Target, "\x00"):
 		return fmt.Errorf("target of %d bytes, or with a zero: %w", len(n.Target), errdef.ErrInvalid)
 	}
+	return checkDevice(n)
+}
+
+func checkDevice(n *Node) error {
+	kind := n.Mode & typeMask
 	if n.Rdev != 0 && kind != typeChar && kind != typeBlock {
 		return fmt.Errorf("mode %#o with a device number: %w", n.Mode, errdef.ErrInvalid)
 	}

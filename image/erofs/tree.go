@@ -5,7 +5,7 @@
 // the kernel would take for damaged. It mounts nothing, starts no goroutine and leaves
 // nothing behind. Nothing in the kernel may be relied on to survive a malformed image,
 // so one that comes from elsewhere is never to be mounted. Nor is an index without its data
-// file: from 6.13 on the kernel then reads the index in its place.
+// file: Linux 6.18 then reads the index in its place.
 package erofs
 
 // Node is one inode. A hard link is the same Node under several names.

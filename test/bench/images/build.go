@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -16,7 +17,6 @@ type packed struct {
 
 // builder makes layers and images below dir.
 type builder struct {
-	ctx    context.Context //nolint:containedctx // a builder lives for one call of Build
 	dir    string
 	say    func(string, ...any)
 	layers map[string]packed
@@ -26,23 +26,23 @@ type builder struct {
 const smallFileCount = 20000
 
 // all makes everything. Each image is there with gzip and, where it says so, with zstd.
-func (b *builder) all(files []input) ([]Image, error) {
-	steps := []func() error{
-		func() error {
-			return b.layer("small", func(w *layerWriter) error { return w.file("etc/motd", strings.NewReader("hello\n"), 6) })
+func (b *builder) all(ctx context.Context, files []input) ([]Image, error) {
+	steps := []func(context.Context) error{
+		func(ctx context.Context) error {
+			return b.layer(ctx, "small", func(w *layerWriter) error { return w.file("etc/motd", strings.NewReader("hello\n"), 6) })
 		},
-		func() error { return b.debianLayers(files) },
-		func() error {
-			return b.layer("extra", func(w *layerWriter) error { return w.smallFiles(99, "srv", 2000) })
+		func(ctx context.Context) error { return b.debianLayers(ctx, files) },
+		func(ctx context.Context) error {
+			return b.layer(ctx, "extra", func(w *layerWriter) error { return w.smallFiles(99, "srv", 2000) })
 		},
-		func() error {
-			return b.layer("node", func(w *layerWriter) error { return w.smallFiles(1, "app", smallFileCount) })
+		func(ctx context.Context) error {
+			return b.layer(ctx, "node", func(w *layerWriter) error { return w.smallFiles(1, "app", smallFileCount) })
 		},
 		b.bigLayers,
 		b.manyLayers,
 	}
 	for _, step := range steps {
-		if err := step(); err != nil {
+		if err := step(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -51,6 +51,7 @@ func (b *builder) all(files []input) ([]Image, error) {
 		many[i] = fmt.Sprintf("many%d", i)
 	}
 	app := []string{"small", "debian", "toolchain", "application"}
+	second := append(slices.Clone(app), "extra")
 	for _, i := range []struct {
 		name   string
 		layers []string
@@ -58,9 +59,9 @@ func (b *builder) all(files []input) ([]Image, error) {
 	}{
 		{"bench/warm:1", []string{"small"}, false},
 		{"bench/debian-app:a", app, false},
-		{"bench/debian-app:b", append(app[:len(app):len(app)], "extra"), false},
+		{"bench/debian-app:b", second, false},
 		{"bench/debian-app:a-zst", app, true},
-		{"bench/debian-app:b-zst", append(app[:len(app):len(app)], "extra"), true},
+		{"bench/debian-app:b-zst", second, true},
 		{"bench/node:gz", []string{"small", "node"}, false},
 		{"bench/node:zst", []string{"small", "node"}, true},
 		{"bench/big:gz", []string{"small", "big0", "big1", "big2"}, false},
@@ -75,9 +76,9 @@ func (b *builder) all(files []input) ([]Image, error) {
 }
 
 // debianLayers packs the inputs, each into its layer, in their order.
-func (b *builder) debianLayers(files []input) error {
+func (b *builder) debianLayers(ctx context.Context, files []input) error {
 	for _, l := range debian {
-		if err := b.layer(l.layer, func(w *layerWriter) error {
+		if err := b.layer(ctx, l.layer, func(w *layerWriter) error {
 			for _, f := range files {
 				if f.layer != l.layer {
 					continue
@@ -86,7 +87,7 @@ func (b *builder) debianLayers(files []input) error {
 				if strings.HasSuffix(f.path, ".deb") {
 					add = w.addPackage
 				}
-				if err := add(b.ctx, f.path); err != nil {
+				if err := add(ctx, f.path); err != nil {
 					return err
 				}
 			}
@@ -99,10 +100,10 @@ func (b *builder) debianLayers(files []input) error {
 }
 
 // bigLayers are three of 100 MiB, half of it text, half incompressible.
-func (b *builder) bigLayers() error {
+func (b *builder) bigLayers(ctx context.Context) error {
 	const half = 50 << 20
 	for i := range int64(3) {
-		if err := b.layer(fmt.Sprintf("big%d", i), func(w *layerWriter) error {
+		if err := b.layer(ctx, fmt.Sprintf("big%d", i), func(w *layerWriter) error {
 			if err := w.file(fmt.Sprintf("data/%d/text", i), newText(10+i), half); err != nil {
 				return err
 			}
@@ -115,10 +116,10 @@ func (b *builder) bigLayers() error {
 }
 
 // manyLayers are twenty of 8 MiB in 200 files each.
-func (b *builder) manyLayers() error {
+func (b *builder) manyLayers(ctx context.Context) error {
 	const half = 20 << 10
 	for i := range int64(20) {
-		if err := b.layer(fmt.Sprintf("many%d", i), func(w *layerWriter) error {
+		if err := b.layer(ctx, fmt.Sprintf("many%d", i), func(w *layerWriter) error {
 			for j := range int64(200) {
 				body := io.MultiReader(io.LimitReader(newText(1000*i+j), half), newRandom(1000*i+j))
 				if err := w.file(fmt.Sprintf("opt/l%d/d%d/f%d", i, j%10, j), body, 2*half); err != nil {

@@ -117,8 +117,8 @@ func Build(ctx context.Context, cache string, say func(format string, args ...an
 	for _, f := range files {
 		s.Inputs = append(s.Inputs, filepath.Base(f.path))
 	}
-	b := &builder{ctx: ctx, dir: tmp, say: say, layers: map[string]packed{}}
-	if s.Images, err = b.all(files); err != nil {
+	b := &builder{dir: tmp, say: say, layers: map[string]packed{}}
+	if s.Images, err = b.all(ctx, files); err != nil {
 		return nil, fmt.Errorf("make images: %w", err)
 	}
 	if err := s.write(tmp); err != nil {

@@ -31,8 +31,8 @@ func small(t *testing.T) *Set {
 	if err := os.Symlink("d/f", filepath.Join(tree, "link")); err != nil {
 		t.Fatal(err)
 	}
-	b := &builder{ctx: t.Context(), dir: dir, say: t.Logf, layers: map[string]packed{}}
-	if err := b.layer("one", func(w *layerWriter) error {
+	b := &builder{dir: dir, say: t.Logf, layers: map[string]packed{}}
+	if err := b.layer(t.Context(), "one", func(w *layerWriter) error {
 		return errors.Join(w.smallFiles(1, "app", 10), w.addTree(t.Context(), tree))
 	}); err != nil {
 		t.Fatal(err)
@@ -46,10 +46,10 @@ func small(t *testing.T) *Set {
 }
 
 func TestSameInputsSameDigests(t *testing.T) {
-	a := &builder{ctx: t.Context(), dir: t.TempDir(), say: t.Logf, layers: map[string]packed{}}
-	b := &builder{ctx: t.Context(), dir: t.TempDir(), say: t.Logf, layers: map[string]packed{}}
+	a := &builder{dir: t.TempDir(), say: t.Logf, layers: map[string]packed{}}
+	b := &builder{dir: t.TempDir(), say: t.Logf, layers: map[string]packed{}}
 	for _, x := range []*builder{a, b} {
-		if err := x.layer("l", func(w *layerWriter) error { return w.smallFiles(3, "p", 50) }); err != nil {
+		if err := x.layer(t.Context(), "l", func(w *layerWriter) error { return w.smallFiles(3, "p", 50) }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -102,9 +102,9 @@ func TestLayersAreWhole(t *testing.T) {
 }
 
 func TestFailingLayerLeavesNoGoroutine(t *testing.T) {
-	b := &builder{ctx: t.Context(), dir: t.TempDir(), say: t.Logf, layers: map[string]packed{}}
+	b := &builder{dir: t.TempDir(), say: t.Logf, layers: map[string]packed{}}
 	want := errors.New("no more")
-	if err := b.layer("l", func(*layerWriter) error { return want }); !errors.Is(err, want) { // g.Wait hangs when one is left
+	if err := b.layer(t.Context(), "l", func(*layerWriter) error { return want }); !errors.Is(err, want) { // g.Wait hangs when one is left
 		t.Errorf("layer: got %v, want %v", err, want)
 	}
 }

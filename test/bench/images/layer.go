@@ -64,9 +64,9 @@ func (w *layerWriter) file(name string, body io.Reader, size int64) error {
 }
 
 // layer makes the blobs of one layer: fill is asked once, both compressions are made of it.
-func (b *builder) layer(name string, fill func(*layerWriter) error) error {
+func (b *builder) layer(ctx context.Context, name string, fill func(*layerWriter) error) error {
 	start := time.Now()
-	g, ctx := errgroup.WithContext(b.ctx)
+	g, ctx := errgroup.WithContext(ctx)
 	gz, err := b.newBlob(ctx, g, func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriterLevel(w, gzip.DefaultCompression) })
 	if err != nil {
 		return err

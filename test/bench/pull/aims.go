@@ -129,7 +129,7 @@ func (r *result) ownAims(i images.Image, target string) []aim {
 func (r *result) missed() (n int) {
 	both := slices.ContainsFunc(r.Targets, func(t target) bool { return t.Name == oursErofs })
 	for _, a := range r.aims() {
-		if !a.met() && !a.stretch && !(both && a.target == oursDirectory) {
+		if counts := !a.stretch && (!both || a.target != oursDirectory); counts && !a.met() {
 			n++
 		}
 	}

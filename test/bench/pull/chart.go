@@ -47,7 +47,8 @@ func (r *result) chart() string {
 					continue
 				}
 				drawn = true
-				bar(&body, labelWidth+i*(panelWidth+numberWidth), y, v, (panelWidth-10)/top[i], colour(t.Name))
+				bar(&body, labelWidth+i*(panelWidth+numberWidth), y, v.times((panelWidth-10)/top[i]), colour(t.Name))
+				number(&body, labelWidth+i*(panelWidth+numberWidth)+int(v.high*(panelWidth-10)/top[i]), y, v.median)
 			}
 			if drawn {
 				y += barHeight + barGap
@@ -80,11 +81,17 @@ func colour(target string) string {
 	return "#000000"
 }
 
-func bar(b *strings.Builder, x, y int, v spread, scale float64, fill string) {
-	fmt.Fprintf(b, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", x, y, v.median*scale, barHeight, fill)
+func (v spread) times(x float64) spread { return spread{v.median * x, v.low * x, v.high * x} }
+
+// bar draws a spread that is in pixels.
+func bar(b *strings.Builder, x, y int, v spread, fill string) {
+	fmt.Fprintf(b, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", x, y, v.median, barHeight, fill)
 	middle := float64(y) + barHeight/2.0
-	fmt.Fprintf(b, `<path d="M%.1f %.1fH%.1f" stroke="#222222"/>`+"\n", float64(x)+v.low*scale, middle, float64(x)+v.high*scale)
-	text(b, x+int(v.high*scale)+5, y+barHeight-3, "start", fmt.Sprintf("%.2f", v.median))
+	fmt.Fprintf(b, `<path d="M%.1f %.1fH%.1f" stroke="#222222"/>`+"\n", float64(x)+v.low, middle, float64(x)+v.high)
+}
+
+func number(b *strings.Builder, x, y int, v float64) {
+	text(b, x+5, y+barHeight-3, "start", fmt.Sprintf("%.2f", v))
 }
 
 func text(b *strings.Builder, x, y int, anchor, s string) {

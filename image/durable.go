@@ -166,15 +166,20 @@ func (s *Store) Verify(ctx context.Context, ref string) (err error) {
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("verify image %s: %w", img.ID, err)
+	return errors.Join(fmt.Errorf("verify image %s: %w", img.ID, err), s.setAside(e))
+}
+
+// setAside takes a damaged image from the list and keeps what of it is whole.
+func (s *Store) setAside(e *entry) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.images[img.ID] != e {
-		return err // removed or replaced meanwhile
+	id := e.rec.ID
+	if s.images[id] != e {
+		return nil // removed or replaced meanwhile
 	}
-	if e := s.unrecord(img.ID); e != nil {
-		return errors.Join(err, e)
+	if err := s.unrecord(id); err != nil {
+		return err
 	}
-	s.damaged[img.ID] = e
-	return err
+	s.damaged[id] = e
+	return nil
 }

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -42,6 +43,9 @@ func (s *Store) snapshot(ctx context.Context, id ID, q snapshot.Request) (Rootfs
 	fs, err := s.snaps.Prepare(ctx, q)
 	if e := s.snaps.Drop(e.layers); err == nil {
 		err = e
+	}
+	if errors.Is(err, snapshot.ErrDamaged) {
+		err = errors.Join(err, s.setAside(e)) // the kubelet finds it missing, and pulls it again
 	}
 	if err != nil {
 		return Rootfs{}, fmt.Errorf("prepare snapshot: %w", err)

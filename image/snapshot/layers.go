@@ -83,6 +83,7 @@ func (s *Store) deleteLocked(h *held) error {
 	if s.byKey[h.key()] == h {
 		delete(s.byKey, h.key())
 	}
+	s.idle.forget(h)
 	err := h.lower.close()
 	switch h.phase {
 	case published:

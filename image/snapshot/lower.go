@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 )
 
@@ -80,7 +81,7 @@ func (w *lower) acquire(dir string, mount func(check bool) (*os.File, error)) (s
 	return fmt.Sprintf("/proc/self/fd/%d", w.file.Fd()), nil
 }
 
-// giveBack undoes acquire. The last user of a layer unmounts it.
+// giveBack undoes acquire.
 func (s *Store) giveBack(ls []*Layer) error {
 	var errs []error
 	for _, l := range ls {
@@ -89,16 +90,60 @@ func (s *Store) giveBack(ls []*Layer) error {
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, h.lower.giveBack())
+		if !h.lower.giveBack() {
+			continue
+		}
+		if oldest := s.idle.add(h); oldest != nil {
+			errs = append(errs, oldest.lower.closeIdle())
+		}
 	}
 	return errors.Join(errs...)
 }
 
-func (w *lower) giveBack() error {
+// giveBack tells whether the mount has become idle.
+func (w *lower) giveBack() (idle bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.users--; w.users > 0 {
+	w.users--
+	return w.users == 0 && w.file != nil
+}
+
+func (w *lower) closeIdle() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.users > 0 {
 		return nil
 	}
 	return w.closeLocked()
+}
+
+// idleMounts is how many mounts of unused layers stay. With its mount, the kernel would
+// drop what it has read of a layer, and a container that is started again and again
+// would read it again and again. Deleting a layer ends its mount in any case.
+const idleMounts = 64
+
+// idle are mounts that nobody uses, those in use longest ago first. One that has found a
+// user may still be in it.
+type idle struct {
+	mu   sync.Mutex
+	list []*held
+}
+
+// add gives what has to go for it.
+func (i *idle) add(h *held) *held {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.list = append(slices.DeleteFunc(i.list, func(o *held) bool { return o == h }), h)
+	if len(i.list) <= idleMounts {
+		return nil
+	}
+	oldest := i.list[0]
+	i.list = slices.Delete(i.list, 0, 1)
+	return oldest
+}
+
+func (i *idle) forget(h *held) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.list = slices.DeleteFunc(i.list, func(o *held) bool { return o == h })
 }

@@ -8,8 +8,8 @@
 // on tmpfs and its writable layer dies with the boot.
 //
 // An EROFS layer in use is mounted once, detached: the descriptor is all there is of that
-// mount, and it ends with the last snapshot that asked for it, or with the process. An
-// index is compared with its recorded checksum before the kernel sees it. Nothing else
+// mount. It ends with the layer or with the process, or some time after the last snapshot
+// that asked for it. An index is compared with its recorded checksum before the kernel sees it. Nothing else
 // is mounted, but for the trial of Open.
 //
 // On disk: root/layers/N.json or state/layers/N.json, and root/l/N (a tree) or
@@ -106,6 +106,7 @@ type Store struct {
 	records *content.Records // of snapshots
 	trash   *trash
 	usage   usage
+	idle    idle
 
 	publish sync.Mutex // held to finish and publish layers
 	syncing sync.Mutex // held by Sync: the second of two finds its layers done

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -545,6 +546,65 @@ func TestLoadCutOff(t *testing.T) {
 			checkNothing(t, s)
 		})
 	}
+}
+
+// TestLoadAltered: whatever a damaged archive says, it is loaded or refused, and nothing
+// is left of it.
+func TestLoadAltered(t *testing.T) {
+	docker, _ := dockerSave(t)
+	b := &box{t: t}
+	b.index(named(b.image(runtime.GOARCH, "", "gzip", base(t)), "a:1"))
+	seeds := [][]byte{docker, b.tar()}
+	rng := rand.New(rand.NewPCG(1, 2))
+	overStores(t, func(t *testing.T, o Options) {
+		s := openTest(t, o)
+		for i := range 150 {
+			data := bytes.Clone(seeds[i%2])
+			for range 1 + rng.IntN(3) {
+				data[rng.IntN(len(data))] ^= byte(1 + rng.IntN(255))
+			}
+			got, err := s.Load(t.Context(), bytes.NewReader(data), nil)
+			if (err == nil) != (len(got) > 0) {
+				t.Errorf("loaded: %v, %v", got, err)
+			}
+			for _, l := range got {
+				mustRemove(t, s, string(l.ID))
+			}
+		}
+		checkNothing(t, s)
+	})
+}
+
+// FuzzArchive: documents of an archive are understood or refused, and what is understood
+// is whole.
+func FuzzArchive(f *testing.F) {
+	docker, _ := dockerSave(f)
+	f.Add(docker)
+	b := &box{t: f}
+	b.index(named(b.image(runtime.GOARCH, "", "gzip", base(f)), "a:1"))
+	f.Add(b.tar())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := archive.Read(t.Context(), bytes.NewReader(data), func(_ context.Context, _ *archive.Contents, _ *archive.File, r io.Reader) (Digest, error) {
+			h := sha256.New()
+			_, err := io.Copy(h, r)
+			return Digest(fmt.Sprintf("sha256:%x", h.Sum(nil))), err
+		})
+		var plans []plan
+		if err == nil {
+			plans, err = plansOf(c)
+		}
+		if err != nil {
+			if !errors.Is(err, errdef.ErrInvalid) && !errors.Is(err, errdef.ErrNotFound) && !errors.Is(err, errdef.ErrExhausted) {
+				t.Fatalf("%v is of no kind", err)
+			}
+			return
+		}
+		for _, p := range plans {
+			if p.config == nil || len(p.layers) != len(p.config.RootFS.DiffIDs) || p.id == "" || string(p.id) != sum(p.raw) && !strings.HasPrefix(string(p.id), "sha512:") {
+				t.Fatalf("plan: %+v", p)
+			}
+		}
+	})
 }
 
 type errReader struct{ err error }

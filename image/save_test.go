@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -251,39 +250,4 @@ func TestSaveFindsDamage(t *testing.T) {
 		}
 		save(t, s, format, id)
 	}
-}
-
-// FuzzLoad: whatever an archive says, it is loaded or refused, and what is refused
-// leaves nothing.
-func FuzzLoad(f *testing.F) {
-	if os.Geteuid() != 0 {
-		f.Skip("needs root")
-	}
-	data, _ := dockerSave(f)
-	f.Add(data)
-	b := &box{t: f}
-	b.index(named(b.image(runtime.GOARCH, "", "gzip", base(f)), "a:1"))
-	f.Add(b.tar())
-	s, err := Open(f.Context(), Options{Root: f.TempDir(), State: f.TempDir()})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { _ = s.Close() })
-	f.Fuzz(func(t *testing.T, data []byte) {
-		got, err := s.Load(t.Context(), bytes.NewReader(data), nil)
-		for _, l := range got {
-			var doc map[string]json.RawMessage
-			img, err := s.Resolve(string(l.ID))
-			if err != nil || json.Unmarshal(img.RawConfig, &doc) != nil {
-				t.Fatalf("loaded %s: %v", l.ID, err)
-			}
-			mustRemove(t, s, string(l.ID))
-		}
-		if err == nil && len(got) == 0 {
-			t.Fatal("nothing was loaded, without an error")
-		}
-		if n, _ := s.snaps.Totals(); n != 0 {
-			t.Fatalf("%d bytes are left", n)
-		}
-	})
 }

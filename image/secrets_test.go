@@ -84,7 +84,7 @@ func hasty(t *testing.T, s *Store, stall time.Duration) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.client = registry.New(registry.Config{HostsDir: s.opt.HostsDir, Stall: stall, Backoff: time.Millisecond, Partials: partials})
+	s.client = registry.New(registry.Config{HostsDir: s.opt.HostsDir, Stall: stall, Backoff: time.Millisecond, KeepAfter: -1, Partials: partials})
 }
 
 // echo refuses and repeats what came.

@@ -45,6 +45,7 @@ func TestResumeChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	hasty(t, s, 20*time.Second)
 	_, err = s.Pull(t.Context(), PullRequest{Ref: args[2]})
 	t.Fatalf("the pull ended: %v", err)
 }

@@ -21,6 +21,9 @@ import (
 // partialBuffer collects small reads: a system call for each would cost more than a copy.
 const partialBuffer = 128 << 10
 
+// holeAlign is the largest block of any filesystem.
+const holeAlign = 64 << 10
+
 // PartialLimits bound what broken transfers leave on disk. Zero values mean the defaults.
 type PartialLimits struct {
 	MinBlob  int64         // smaller blobs are cheaper to fetch again; 1 MiB
@@ -109,6 +112,9 @@ func (p *Partials) Open(d digest.Digest, size int64) *Partial {
 		return nil
 	}
 	t := &Partial{all: p, name: name, f: f, n: fi.Size(), size: size}
+	if at, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA); err == nil {
+		t.start = at
+	}
 	p.busy[name] = t
 	return t
 }
@@ -193,24 +199,26 @@ func (p *Partials) remove(name string) error {
 	return ignoreGone(os.Remove(filepath.Join(p.dir, name)))
 }
 
-// A Partial is the beginning of one blob on disk. It belongs to one goroutine, which
-// calls Drop or Close at the end. A nil Partial keeps nothing.
+// A Partial is the beginning of one blob on disk, less what came before it was worth
+// keeping, which is a hole. It belongs to one goroutine, which calls Drop or Close at the
+// end. A nil Partial keeps nothing.
 type Partial struct {
 	all  *Partials
 	name string
 	f    *os.File // nil when given up
 	size int64    // of the whole blob
-	n    int64    // in the file
-	buf  []byte   // follows these
-	shed atomic.Bool
+
+	start, n int64  // of the bytes in the file
+	buf      []byte // follows these
+	shed     atomic.Bool
 }
 
-// Len tells how much of the blob is there.
-func (t *Partial) Len() int64 {
+// Kept tells which bytes of the blob are there: from start up to end.
+func (t *Partial) Kept() (start, end int64) {
 	if t == nil || t.f == nil || t.shed.Load() {
-		return 0
+		return 0, 0
 	}
-	return t.n + int64(len(t.buf))
+	return t.start, t.n + int64(len(t.buf))
 }
 
 // ReadAt implements io.ReaderAt for what was there when the file was opened.
@@ -221,11 +229,23 @@ func (t *Partial) ReadAt(p []byte, off int64) (int, error) {
 	return io.NewSectionReader(t.f, 0, t.n).ReadAt(p, off)
 }
 
-// Append adds bytes that follow the first off of the blob. Those that do not follow what
-// is there are not kept, and a disk that takes no more ends the keeping: what there is
-// goes, for the space is needed elsewhere.
+// Append adds bytes that follow the first off of the blob. The first to be kept may come
+// from anywhere in it; those that do not follow what is there are not kept. A disk that
+// takes no more ends the keeping: what there is goes, for the space is needed elsewhere.
 func (t *Partial) Append(p []byte, off int64) {
-	if t == nil || t.f == nil || off != t.n+int64(len(t.buf)) || off+int64(len(p)) > t.size {
+	if t == nil || t.f == nil || off+int64(len(p)) > t.size {
+		return
+	}
+	if t.n == 0 && len(t.buf) == 0 && off > 0 {
+		// A filesystem tells holes from data in whole blocks.
+		skip := (holeAlign - off%holeAlign) % holeAlign
+		if skip >= int64(len(p)) {
+			return
+		}
+		p, off = p[skip:], off+skip
+		t.start, t.n = off, off
+	}
+	if off != t.n+int64(len(t.buf)) {
 		return
 	}
 	if t.shed.Load() {
@@ -286,7 +306,7 @@ func (t *Partial) Close() {
 	if !t.shed.Load() {
 		t.flush()
 	}
-	if t.f == nil || t.n == 0 || t.shed.Load() {
+	if t.f == nil || t.n == t.start || t.shed.Load() {
 		t.Drop()
 		return
 	}

@@ -48,16 +48,15 @@ func TestPartialKeepsWhatFollows(t *testing.T) {
 	d := digest.FromBytes(data)
 	const kept = 700001
 	f := p.Open(d, int64(len(data)))
-	f.Append(data[5:10], 5) // does not follow
 	for off, step := 0, 1; off < kept; step = step*3 + 1 {
 		n := min(step%200000+1, kept-off)
 		f.Append(data[off:off+n], int64(off))
 		off += n
 	}
-	f.Append(data[:5], 0)            // neither
-	f.Append(data, kept)             // nor what is beyond the end
-	if got := f.Len(); got != kept { // what is buffered counts
-		t.Errorf("length: got %d, want %d", got, kept)
+	f.Append(data[:5], 0) // does not follow
+	f.Append(data, kept)  // goes beyond the end
+	if from, to := f.Kept(); from != 0 || to != kept {
+		t.Errorf("kept: got %d to %d, want what is buffered too, up to %d", from, to, kept)
 	}
 	if g := p.Open(d, int64(len(data))); g != nil {
 		t.Error("two transfers got one file")
@@ -69,18 +68,58 @@ func TestPartialKeepsWhatFollows(t *testing.T) {
 	p = openPartials(t, dir, PartialLimits{MinBlob: 1})
 	f = p.Open(d, int64(len(data)))
 	got := make([]byte, kept)
-	if n, err := f.ReadAt(got, 0); n != kept || err != nil || !bytes.Equal(got, data[:kept]) || f.Len() != kept {
-		t.Errorf("read back: %d bytes of %d, %v", n, f.Len(), err)
+	if n, err := f.ReadAt(got, 0); n != kept || err != nil || !bytes.Equal(got, data[:kept]) || length(f) != kept {
+		t.Errorf("read back: %d bytes of %d, %v", n, length(f), err)
 	}
 	f.Append(data[kept:], kept)
 	if f.Drop(); len(names(t, dir)) != 0 {
 		t.Errorf("left: %v", names(t, dir))
 	}
-	if f = p.Open(d, int64(len(data))); f.Len() != 0 {
-		t.Errorf("after drop: %d bytes", f.Len())
+	if f = p.Open(d, int64(len(data))); length(f) != 0 {
+		t.Errorf("after drop: %d bytes", length(f))
 	}
 	if f.Close(); len(names(t, dir)) != 0 {
 		t.Errorf("an empty file is left: %v", names(t, dir))
+	}
+}
+
+func length(f *Partial) int64 {
+	from, to := f.Kept()
+	return to - from
+}
+
+// TestPartialFromTheMiddle: what comes before the first kept byte is a hole, which the
+// next life finds where it was.
+func TestPartialFromTheMiddle(t *testing.T) {
+	testkit.Leaks(t)
+	dir := t.TempDir()
+	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	d := digest.FromBytes(data)
+	for _, first := range []int{1, 4096, 65536, 100000, 700000} {
+		p := openPartials(t, dir, PartialLimits{MinBlob: 1})
+		f := p.Open(d, int64(len(data)))
+		const end = 900000
+		for off := first; off < end; off += 1000 {
+			f.Append(data[off:min(off+1000, end)], int64(off))
+		}
+		f.Close()
+		p.Close()
+		p = openPartials(t, dir, PartialLimits{MinBlob: 1})
+		f = p.Open(d, int64(len(data)))
+		from, to := f.Kept()
+		if from < int64(first) || from >= int64(first)+holeAlign || to != end {
+			t.Errorf("from %d: kept %d to %d", first, from, to)
+		}
+		got := make([]byte, to-from)
+		if _, err := f.ReadAt(got, from); err != nil || !bytes.Equal(got, data[from:to]) {
+			t.Errorf("from %d: read back: %v", first, err)
+		}
+		f.Append(data[end:], end)
+		if _, to := f.Kept(); to != int64(len(data)) {
+			t.Errorf("from %d: appended up to %d", first, to)
+		}
+		f.Drop()
+		p.Close()
 	}
 }
 
@@ -126,8 +165,8 @@ func TestPartialLimits(t *testing.T) {
 	if g := p.Open(blob('d', 90), 90); g != nil {
 		t.Error("more than the limit is in use")
 	}
-	if f.Len() != 39 {
-		t.Errorf("in use: %d bytes left", f.Len())
+	if length(f) != 39 {
+		t.Errorf("in use: %d bytes left", length(f))
 	}
 	f.Close()
 }
@@ -193,8 +232,8 @@ func TestPartialOnFullDisk(t *testing.T) {
 	if got := p.Shed(); got != 2<<20 {
 		t.Errorf("shed: got %d", got)
 	}
-	if busy.Len() != 0 {
-		t.Errorf("shed, in use: %d bytes", busy.Len())
+	if length(busy) != 0 {
+		t.Errorf("shed, in use: %d bytes", length(busy))
 	}
 	if _, err := busy.ReadAt(data[:10], 0); err == nil {
 		t.Error("shed, in use: it can be read")

@@ -45,11 +45,12 @@ type Blob struct {
 
 	observer Observer
 	partial  *content.Partial
-	kept     int64 // bytes in partial when the transfer began
-	begun    bool
+	kept     [2]int64 // the bytes in partial when the transfer began: from, to
+	began    time.Time
 	resumed  bool
 
 	off   int64 // bytes handed on
+	end   int64 // of what the present connection was asked for
 	tries attempts
 	hosts []*host // that served bytes of it
 	host  *host   // of the present or last connection
@@ -63,10 +64,10 @@ type Blob struct {
 
 // Read implements io.Reader.
 func (b *Blob) Read(p []byte) (int, error) {
-	if !b.begun {
-		b.begun = true
+	if b.began.IsZero() {
+		b.began = time.Now()
 		b.partial = b.s.cfg.Partials.Open(b.digest, b.size)
-		b.kept = min(b.partial.Len(), b.size)
+		b.kept[0], b.kept[1] = b.partial.Kept()
 	}
 	for b.err == nil {
 		if b.off == b.size {
@@ -86,13 +87,13 @@ func (b *Blob) Read(p []byte) (int, error) {
 				continue
 			}
 		}
-		n, err := b.read(p)
+		n, err := b.read(p[:min(int64(len(p)), b.end-b.off)])
 		b.handOn(p[:n])
-		if err != nil {
+		if b.off == b.end || err != nil {
 			b.disconnect()
-			if !errors.Is(err, io.EOF) || b.off < b.size {
-				b.again(b.broke(err))
-			}
+		}
+		if b.off < b.end && err != nil {
+			b.again(b.broke(err))
 		}
 		if n > 0 {
 			return n, nil
@@ -104,16 +105,16 @@ func (b *Blob) Read(p []byte) (int, error) {
 
 // resume reads what an earlier transfer left. A file that cannot be read is done without.
 func (b *Blob) resume(p []byte) int {
-	if b.off >= b.kept {
+	if b.body != nil || b.off < b.kept[0] || b.off >= b.kept[1] {
 		return 0
 	}
-	n, err := b.partial.ReadAt(p[:min(int64(len(p)), b.kept-b.off)], b.off)
+	n, err := b.partial.ReadAt(p[:min(int64(len(p)), b.kept[1]-b.off)], b.off)
 	if n > 0 {
 		b.resumed = true
 		b.off += int64(n)
 		b.observer.Bytes(int64(n), true)
 	} else if err != nil {
-		b.kept = 0
+		b.kept = [2]int64{}
 		b.partial.Drop()
 	}
 	return n
@@ -126,7 +127,9 @@ func (b *Blob) handOn(p []byte) {
 	if !slices.Contains(b.hosts, b.host) {
 		b.hosts = append(b.hosts, b.host)
 	}
-	b.partial.Append(p, b.off)
+	if b.kept[1] > 0 || time.Since(b.began) > b.s.cfg.KeepAfter {
+		b.partial.Append(p, b.off)
+	}
 	b.off += int64(len(p))
 	b.tries.progress(int64(len(p)))
 	b.observer.Bytes(int64(len(p)), false)
@@ -201,7 +204,11 @@ func (b *Blob) connect() error {
 func (b *Blob) open(h *host) error {
 	for {
 		hdr := http.Header{}
-		if b.off > 0 && h.ranges() {
+		switch {
+		case !h.ranges():
+		case b.off < b.kept[0]:
+			hdr.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.kept[0]-1))
+		case b.off > 0:
 			hdr.Set("Range", fmt.Sprintf("bytes=%d-", b.off))
 		}
 		resp, err := b.s.do(b.conn, h, request{http.MethodGet, "blobs/" + b.digest.String(), hdr})
@@ -225,11 +232,15 @@ var errRange = fmt.Errorf("range not served as asked: %w", errdef.ErrInvalid)
 // accept checks that the answer continues where we are, and skips what we have.
 func (b *Blob) accept(resp *http.Response) error {
 	from, n := int64(0), b.size
+	b.end = b.size
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusPartialContent:
+		if b.off < b.kept[0] {
+			b.end = b.kept[0]
+		}
 		var err error
-		if from, n, err = contentRange(resp.Header.Get("Content-Range"), b.off, b.size); err != nil {
+		if from, n, err = contentRange(resp.Header.Get("Content-Range"), [2]int64{b.off, b.end}, b.size); err != nil {
 			return err
 		}
 	case http.StatusRequestedRangeNotSatisfiable:
@@ -253,13 +264,13 @@ func (b *Blob) accept(resp *http.Response) error {
 	return nil
 }
 
-// contentRange reads "bytes a-b/size". The answer may end before the blob does.
-func contentRange(s string, off, size int64) (from, n int64, err error) {
+// contentRange reads "bytes a-b/size". The answer may end before what was asked for.
+func contentRange(s string, want [2]int64, size int64) (from, n int64, err error) {
 	var last int64
 	var total string
-	if _, e := fmt.Sscanf(s, "bytes %d-%d/%s", &from, &last, &total); e != nil || from != off || off == 0 || last < from || last >= size ||
+	if _, e := fmt.Sscanf(s, "bytes %d-%d/%s", &from, &last, &total); e != nil || from != want[0] || last < from || last >= want[1] ||
 		total != "*" && total != fmt.Sprint(size) {
-		return 0, 0, fmt.Errorf("%w: answer covers %s, want bytes %d-%d/%d", errRange, quote(strings.TrimSpace(s)), off, size-1, size)
+		return 0, 0, fmt.Errorf("%w: answer covers %s, want bytes %d-%d/%d", errRange, quote(strings.TrimSpace(s)), want[0], want[1]-1, size)
 	}
 	return from, last - from + 1, nil
 }

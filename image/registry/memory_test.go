@@ -218,7 +218,7 @@ func TestRetryAfter(t *testing.T) {
 func TestContentRange(t *testing.T) {
 	for in, want := range map[string]int64{"bytes 10-99/100": 90, "bytes 10-49/100": 40, "bytes 10-99/*": 90, "bytes 0-99/100": -1, "bytes 11-99/100": -1,
 		"bytes 10-100/101": -1, "bytes 10-99/101": -1, "bytes 10-9/100": -1, "": -1, "bytes */100": -1, "bytes 10-99": -1, "items 10-99/100": -1} {
-		_, n, err := contentRange(in, 10, 100)
+		_, n, err := contentRange(in, [2]int64{10, 100}, 100)
 		if want < 0 && err == nil || want >= 0 && (err != nil || n != want) {
 			t.Errorf("%q: got %d, %v, want %d", in, n, err, want)
 		}

@@ -40,7 +40,11 @@ type Config struct {
 	Attempts  int           // without progress, per document or blob; 5
 	Backoff   time.Duration // before the first retry, doubled for each further; 200 ms
 
-	Partials *content.Partials // where broken transfers leave what came; nil: nowhere. The client closes it
+	// KeepAfter is how long a transfer lasts before what comes is kept for the next: what
+	// came in so short a time comes again in it, and keeping it would cost each quick pull a
+	// twentieth of its time. 2 s; negative: at once.
+	KeepAfter time.Duration
+	Partials  *content.Partials // where broken transfers leave what came; nil: nowhere. The client closes it
 }
 
 // Client makes sessions.
@@ -71,6 +75,9 @@ func New(cfg Config) *Client {
 	}
 	if cfg.MinRate == 0 {
 		cfg.MinRate = 1024
+	}
+	if cfg.KeepAfter == 0 {
+		cfg.KeepAfter = 2 * time.Second
 	}
 	return &Client{cfg: cfg, probing: map[string]context.CancelFunc{},
 		memory: &memory{hosts: map[string]*trouble{}, wrong: map[string]uint64{}}}

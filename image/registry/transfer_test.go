@@ -59,7 +59,7 @@ func (c *counter) Restarted()                      { c.restarts++ }
 // that wait for a stall shorten that too.
 func quick(t *testing.T, dir string) Config {
 	t.Helper()
-	cfg := Config{Stall: 20 * time.Second, Backoff: 5 * time.Millisecond}
+	cfg := Config{Stall: 20 * time.Second, Backoff: 5 * time.Millisecond, KeepAfter: -1}
 	if dir != "" {
 		var err error
 		if cfg.Partials, err = content.OpenPartials(dir, content.PartialLimits{}); err != nil {
@@ -391,6 +391,41 @@ func TestCancelledTransfer(t *testing.T) {
 		t.Errorf("the next transfer: %v, resumed %d", err, o.resumed)
 	}
 	checkPartials(t, dir, nil)
+}
+
+// TestKeepAfter: a transfer that has just begun keeps nothing. What is kept later begins
+// with a hole, for which alone the next one asks.
+func TestKeepAfter(t *testing.T) {
+	data := randomBytes(blobSize)
+	for name, then := range map[string]faulty.Fault{"with ranges": nil, "without": faulty.NoRange(0), "wrong ones": faulty.WrongRange(), "breaks in the hole": faulty.Truncate(1000)} {
+		t.Run(name, func(t *testing.T) {
+			r := faulty.New(t, faulty.Plain)
+			r.PushBlob("x", data)
+			dir := t.TempDir()
+			cfg := quick(t, dir)
+			cfg.KeepAfter = 100 * time.Millisecond
+			c := client(t, cfg)
+			r.Set(faulty.Rule{Path: "/blobs/", Times: 1, Do: faulty.Truncate(1 << 20)}, faulty.Rule{Path: "/blobs/", Times: 1, Do: func(a *faulty.Answer) {
+				time.Sleep(150 * time.Millisecond)
+				faulty.Truncate(1 << 20)(a)
+			}}, faulty.Rule{Path: "/blobs/", Do: faulty.Status(502)})
+			if err := fetch(t.Context(), session(t, c, Credentials{}, r), data, nil); !unavailable(err) {
+				t.Fatalf("got %v, want unavailable", err)
+			}
+			r.Set(faulty.Rule{Path: "/blobs/", Times: 1, Do: cmpFault(then)})
+			var o counter
+			if err := fetch(t.Context(), session(t, c, Credentials{}, r), data, &o); err != nil {
+				t.Fatal(err)
+			}
+			if then == nil && (o.resumed != 1<<20 || r.Sent("/blobs/") != 2<<20) {
+				t.Errorf("resumed %d, sent %d; want 1 MiB and the rest", o.resumed, r.Sent("/blobs/"))
+			}
+			if o.resumed+o.network != blobSize || len(c.Mismatches()) != 0 {
+				t.Errorf("resumed %d, network %d, %v", o.resumed, o.network, c.Mismatches())
+			}
+			checkPartials(t, dir, nil)
+		})
+	}
 }
 
 // TestWrongPartial: a file that a power cut left with other bytes costs one transfer.

@@ -32,11 +32,17 @@ type Answer struct {
 // body to be written.
 func (a *Answer) Begin() []byte {
 	rest := a.Body
-	if from, ok := strings.CutPrefix(a.Request.Header.Get("Range"), "bytes="); ok && a.Status == http.StatusOK {
-		if n, err := strconv.Atoi(strings.TrimSuffix(from, "-")); err == nil && n < len(rest) {
-			rest = rest[n:]
+	if asked, ok := strings.CutPrefix(a.Request.Header.Get("Range"), "bytes="); ok && a.Status == http.StatusOK {
+		from, to, _ := strings.Cut(asked, "-")
+		n, err := strconv.Atoi(from)
+		last := len(rest) - 1
+		if m, err := strconv.Atoi(to); err == nil {
+			last = min(m, last)
+		}
+		if err == nil && n <= last {
+			rest = rest[n : last+1]
 			a.Status = http.StatusPartialContent
-			setDefault(a.Header, "Content-Range", fmt.Sprintf("bytes %d-%d/%d", n, len(a.Body)-1, len(a.Body)))
+			setDefault(a.Header, "Content-Range", fmt.Sprintf("bytes %d-%d/%d", n, last, len(a.Body)))
 		}
 	}
 	a.Header.Del("Transfer-Encoding")

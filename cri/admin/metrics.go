@@ -140,7 +140,7 @@ func write(w io.Writer, families []family) error {
 			if f.label != "" {
 				labels = "{" + f.label + `="` + text.Replace(strings.ToValidUTF8(key, "?")) + `"}`
 			}
-			fmt.Fprintf(b, "%s%s %s\n", f.name, labels, strconv.FormatFloat(f.samples[key], 'g', -1, 64))
+			fmt.Fprintf(b, "%s%s %s\n", f.name, labels, strconv.FormatFloat(f.samples[key], 'f', -1, 64))
 		}
 	}
 	return b.Flush()

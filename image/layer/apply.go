@@ -163,7 +163,7 @@ func (d *directory) finishBelow(path string, n *erofs.Node) error {
 }
 
 func (d *directory) finishOne(path string, n *erofs.Node) error {
-	fd, err := openat2(d.dirs.root, path, unix.O_RDONLY|unix.O_DIRECTORY, beneath)
+	fd, err := openat2(d.dirs.root, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}

@@ -318,13 +318,13 @@ func linkInRoot(root, target, name string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(r) //nolint:errcheck // a directory handle
+	defer unix.Close(r)
 	dir, base := split(target)
 	d, err := unix.Openat2(r, dir, &unix.OpenHow{Flags: unix.O_PATH, Resolve: unix.RESOLVE_IN_ROOT})
 	if err != nil {
 		return err
 	}
-	defer unix.Close(d) //nolint:errcheck // a directory handle
+	defer unix.Close(d)
 	return unix.Linkat(d, base, r, name, 0)
 }
 

@@ -64,7 +64,7 @@ func (c *dirCache) parent(path string) (int, string, error) {
 	if err := c.room(1); err != nil {
 		return -1, "", err
 	}
-	fd, err := openat2(c.root, dir, unix.O_RDONLY|unix.O_DIRECTORY, beneath)
+	fd, err := openat2(c.root, dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return -1, "", fmt.Errorf("open parent: %w", err)
 	}
@@ -72,9 +72,10 @@ func (c *dirCache) parent(path string) (int, string, error) {
 	return fd, base, nil
 }
 
-func openat2(dir int, path string, flags int, resolve uint64) (int, error) {
+// openat2 opens beneath dir.
+func openat2(dir int, path string, flags int) (int, error) {
 	for {
-		fd, err := unix.Openat2(dir, path, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve}) // #nosec G115 -- flags are positive
+		fd, err := unix.Openat2(dir, path, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: beneath}) // #nosec G115 -- flags are positive
 		// EAGAIN: a rename elsewhere raced with the walk; openat2(2) says to try again.
 		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
 			return fd, err
@@ -84,7 +85,7 @@ func openat2(dir int, path string, flags int, resolve uint64) (int, error) {
 
 // openDir opens one directory by its name in a directory, following nothing.
 func openDir(parent int, base string) (int, error) {
-	fd, err := openat2(parent, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, beneath)
+	fd, err := openat2(parent, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
 		return -1, fmt.Errorf("open directory: %w", err)
 	}

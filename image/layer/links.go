@@ -28,14 +28,14 @@ func (s *stage) link(p place, base string) error {
 }
 
 func (s *stage) linkTo(p place, base, target string) error {
-	path := join(p.path, base)
+	path := s.at(p, base)
 	dir, name := split(target)
 	w, err := s.walk(dir)
 	if err != nil {
 		return err
 	}
 	real := join(strings.Join(slices.Concat(w.names, w.missing), "/"), name)
-	if path == target || path == real {
+	if path == real {
 		return nil // to itself
 	}
 	if strings.HasPrefix(real, path+"/") {

@@ -62,57 +62,73 @@ func (s stack) find(path string, follow bool) (*lower, error) {
 }
 
 func (s stack) findPath(path string, follow bool) (*lower, error) {
-	var done []string
-	todo, links := strings.Split(path, "/"), 0
-	at := s
-	defer func() { at.leave(s) }()
-	for len(todo) > 0 {
-		name := todo[0]
-		todo = todo[1:]
-		if name == "" || name == "." {
+	w := &lowerWalk{roots: s, at: s, todo: strings.Split(path, "/")}
+	defer func() { w.at.leave(s) }()
+	for len(w.todo) > 0 {
+		name := w.todo[0]
+		w.todo = w.todo[1:]
+		switch name {
+		case "", ".":
 			continue
-		}
-		if name == ".." {
-			done = done[:max(len(done)-1, 0)]
-			var err error
-			if at, err = s.again(at, done); err != nil {
+		case "..":
+			if err := w.up(); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		hit, sub, err := at.look(name)
+		hit, sub, err := w.at.look(name)
 		if hit == nil || err != nil {
 			return nil, err
 		}
-		hit.path = join(strings.Join(done, "/"), name)
-		if len(todo) == 0 {
+		hit.path = join(strings.Join(w.done, "/"), name)
+		if len(w.todo) == 0 {
 			sub.close()
 			return hit, nil
 		}
+		kind := hit.kind()
 		switch {
-		case hit.kind() == unix.S_IFDIR:
-			hit.close()
-			at.leave(s)
-			at, done = sub, append(done, name)
-		case hit.kind() == unix.S_IFLNK && follow && links < maxLinks:
-			links++
-			to, err := os.Readlink(hit.proc())
-			hit.close()
-			if err != nil {
-				return nil, fmt.Errorf("read symbolic link: %w", err)
-			}
-			if strings.HasPrefix(to, "/") {
-				done = nil
-				at.leave(s)
-				at = s
-			}
-			todo = slices.Concat(strings.Split(to, "/"), todo)
+		case kind == unix.S_IFDIR:
+			w.at.leave(s)
+			w.at, w.done = sub, append(w.done, name)
+		case kind == unix.S_IFLNK && follow && w.links < maxLinks:
+			err = w.follow(hit)
 		default:
 			hit.close()
 			return nil, nil //nolint:nilnil // hidden by it
 		}
+		hit.close()
+		if err != nil {
+			return nil, err
+		}
 	}
 	return nil, nil //nolint:nilnil // the root
+}
+
+// lowerWalk is a way through the merged view.
+type lowerWalk struct {
+	roots, at  stack
+	done, todo []string
+	links      int
+}
+
+func (w *lowerWalk) up() (err error) {
+	w.done = w.done[:max(len(w.done)-1, 0)]
+	w.at, err = w.roots.again(w.at, w.done)
+	return err
+}
+
+func (w *lowerWalk) follow(link *lower) error {
+	w.links++
+	to, err := os.Readlink(link.proc())
+	if err != nil {
+		return fmt.Errorf("read symbolic link: %w", err)
+	}
+	if strings.HasPrefix(to, "/") {
+		w.at.leave(w.roots)
+		w.at, w.done = w.roots, nil
+	}
+	w.todo = slices.Concat(strings.Split(to, "/"), w.todo)
+	return nil
 }
 
 // leave closes the handles of a directory in the layers, unless they are the roots.
@@ -240,7 +256,7 @@ func (l *lower) xattrs() ([]erofs.Xattr, error) {
 
 // open opens a regular file.
 func (l *lower) open() (*os.File, error) {
-	fd, err := openat2(l.dir, l.base, unix.O_RDONLY|unix.O_NOFOLLOW, beneath)
+	fd, err := openat2(l.dir, l.base, unix.O_RDONLY|unix.O_NOFOLLOW)
 	if err != nil {
 		return nil, fmt.Errorf("open file: %w", err)
 	}

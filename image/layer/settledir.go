@@ -69,7 +69,7 @@ func (t *dirTop) change(path string, f func(parent int, base string) error) erro
 	if dir == "" {
 		dir = "."
 	}
-	parent, err := openat2(t.root, dir, unix.O_RDONLY|unix.O_DIRECTORY, beneath)
+	parent, err := openat2(t.root, dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return fmt.Errorf("open parent of %.200q: %w", path, err)
 	}
@@ -97,7 +97,7 @@ func (t *dirTop) mkdir(path string, n *erofs.Node) error {
 }
 
 func (t *dirTop) inherit(path string, n *erofs.Node) error {
-	fd, err := openat2(t.root, path, unix.O_RDONLY|unix.O_DIRECTORY, beneath)
+	fd, err := openat2(t.root, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}

@@ -42,6 +42,7 @@ type stage struct {
 	total   int64
 	entries int
 	now     *tar.Header // the entry at hand
+	path    string      // and its name, cleaned
 	res     Result
 	implied []place // in order of appearance, parents first
 	links   []pending
@@ -104,25 +105,31 @@ func (s *stage) entry(h *tar.Header, r io.Reader) error {
 	if path == "" {
 		return s.describeRoot()
 	}
-	if ignore, err := reserved(path); ignore || err != nil {
+	if ignore, err := reserved(path); ignore || err != nil || linksItself(h, path) {
 		return err
 	}
+	s.path = path
 	p, base, err := s.parent(path)
 	if err != nil {
 		return err
 	}
-	if strings.HasPrefix(base, whiteoutPrefix) {
+	switch {
+	case strings.HasPrefix(base, whiteoutPrefix):
 		return s.whiteout(p, base)
-	}
-	switch h.Typeflag {
-	case tar.TypeLink:
+	case h.Typeflag == tar.TypeLink:
 		return s.link(p, base)
-	case tar.TypeDir, tar.TypeReg, '\x00', tar.TypeCont, tar.TypeGNUSparse, // '\x00' is a regular file of old
-		tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-	default:
+	case strings.IndexByte(inodeTypes, h.Typeflag) < 0:
 		return fmt.Errorf("entry type %q is not supported: %w", h.Typeflag, errdef.ErrInvalid)
 	}
-	n, err := describe(h)
+	return s.inode(p, base, r)
+}
+
+// inodeTypes are those of entries that make an inode; 0 is a regular file of old.
+const inodeTypes = string(tar.TypeReg) + "\x00" + string(tar.TypeCont) + string(tar.TypeGNUSparse) + string(tar.TypeDir) +
+	string(tar.TypeSymlink) + string(tar.TypeChar) + string(tar.TypeBlock) + string(tar.TypeFifo)
+
+func (s *stage) inode(p place, base string, r io.Reader) error {
+	n, err := describe(s.now)
 	if err != nil {
 		return err
 	}
@@ -133,6 +140,24 @@ func (s *stage) entry(h *tar.Header, r io.Reader) error {
 		return s.file(p, base, n, r)
 	}
 	return s.add(p, base, n)
+}
+
+// linksItself tells whether an entry changes nothing, not even directories above it.
+func linksItself(h *tar.Header, path string) bool {
+	if h.Typeflag != tar.TypeLink {
+		return false
+	}
+	target, err := cleanPath(h.Linkname)
+	_, base := split(path)
+	return err == nil && target == path && !strings.HasPrefix(base, whiteoutPrefix)
+}
+
+// at is the path of a name; most often the entry's own, which needs no new string.
+func (s *stage) at(p place, base string) string {
+	if n := len(p.path); len(s.path) == n+1+len(base) && s.path[:n] == p.path && s.path[n] == '/' && s.path[n+1:] == base {
+		return s.path
+	}
+	return join(p.path, base)
 }
 
 // limit bounds what a layer makes: entries and the directories that they imply.
@@ -320,14 +345,14 @@ func (s *stage) add(p place, base string, n *erofs.Node) error {
 	}
 	s.count(0)
 	p.put(base, n)
-	return s.sink.make(join(p.path, base), n)
+	return s.sink.make(s.at(p, base), n)
 }
 
 func (s *stage) directory(p place, base string, n *erofs.Node) error {
 	old := p.node.Children[base]
 	if old != nil && isDir(old) {
 		describeAgain(old, n)
-		err := s.real(place{old, join(p.path, base)})
+		err := s.real(place{old, s.at(p, base)})
 		delete(s.states, old)
 		return err
 	}
@@ -337,7 +362,7 @@ func (s *stage) directory(p place, base string, n *erofs.Node) error {
 	}
 	s.count(block)
 	p.put(base, n)
-	return s.sink.make(join(p.path, base), n)
+	return s.sink.make(s.at(p, base), n)
 }
 
 func (s *stage) file(p place, base string, n *erofs.Node, r io.Reader) error {
@@ -350,7 +375,7 @@ func (s *stage) file(p place, base string, n *erofs.Node, r io.Reader) error {
 	}
 	s.count((uint64(n.Size) + block - 1) / block * block) // #nosec G115 -- checked above
 	p.put(base, n)
-	return s.sink.file(join(p.path, base), n, body{r, isSparse(s.now), s.entries})
+	return s.sink.file(s.at(p, base), n, body{r, isSparse(s.now), s.entries})
 }
 
 // isSparse tells whether what the stream holds of a file may not be the file's bytes.

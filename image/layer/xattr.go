@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -106,48 +107,57 @@ func validCapability(v []byte) bool {
 const (
 	aclHeader, aclEntry = 4, 8
 
-	aclUserObj, aclUser, aclGroupObj, aclGroup, aclMask, aclOther = 1, 2, 4, 8, 16, 32
+	aclDone, aclUserObj, aclUser, aclGroupObj, aclGroup, aclMask, aclOther = 0, 1, 2, 4, 8, 16, 32
 )
 
 // parseACL follows posix_acl_from_xattr, posix_acl_valid and posix_acl_equiv_mode in
-// fs/posix_acl.c: the entries have one order, and named users or groups want a mask.
-// Extended is false when the permission bits say it all.
+// fs/posix_acl.c. Extended is false when the permission bits say it all.
 func parseACL(v []byte) (mode uint32, extended bool, err error) {
-	bad := fmt.Errorf("not an ACL: %w", errdef.ErrInvalid)
 	if len(v) == 0 {
 		return 0, false, nil // removes
 	}
+	bad := fmt.Errorf("not an ACL: %w", errdef.ErrInvalid)
 	if len(v) < aclHeader || (len(v)-aclHeader)%aclEntry != 0 || binary.LittleEndian.Uint32(v) != 2 {
 		return 0, false, bad
 	}
 	if v = v[aclHeader:]; len(v) == 0 {
 		return 0, false, nil
 	}
-	next, named := uint16(aclUserObj), false
+	a := aclParser{next: aclUserObj}
 	for ; len(v) > 0; v = v[aclEntry:] {
 		tag, perm, id := binary.LittleEndian.Uint16(v), uint32(binary.LittleEndian.Uint16(v[2:])), binary.LittleEndian.Uint32(v[4:])
-		if perm > 7 {
-			return 0, false, bad
-		}
-		switch {
-		case tag == aclUserObj && next == aclUserObj:
-			next, mode = aclUser, mode|perm<<6
-		case tag == aclUser && next == aclUser, tag == aclGroup && next == aclGroup:
-			if named = true; id == ^uint32(0) {
-				return 0, false, bad
-			}
-		case tag == aclGroupObj && next == aclUser:
-			next, mode = aclGroup, mode|perm<<3
-		case tag == aclMask && next == aclGroup:
-			next, extended, mode = aclOther, true, mode&^0o070|perm<<3
-		case tag == aclOther && (next == aclOther || next == aclGroup && !named):
-			next, mode = 0, mode|perm
-		default:
+		if perm > 7 || !a.entry(tag, perm, id) {
 			return 0, false, bad
 		}
 	}
-	if next != 0 {
+	if a.next != aclDone {
 		return 0, false, bad
 	}
-	return mode, extended, nil
+	return a.mode, a.mask, nil
+}
+
+// aclParser knows the one order that entries have, and that named users and groups want a mask.
+type aclParser struct {
+	next        uint16 // the tag, or for names and the mask the first, that may follow
+	named, mask bool
+	mode        uint32
+}
+
+func (a *aclParser) entry(tag uint16, perm, id uint32) bool {
+	switch {
+	case tag == aclUserObj && a.next == aclUserObj:
+		a.next, a.mode = aclUser, perm<<6
+	case tag == aclUser && a.next == aclUser, tag == aclGroup && a.next == aclGroup:
+		a.named = true
+		return id != math.MaxUint32
+	case tag == aclGroupObj && a.next == aclUser:
+		a.next, a.mode = aclGroup, a.mode|perm<<3
+	case tag == aclMask && a.next == aclGroup:
+		a.next, a.mask, a.mode = aclOther, true, a.mode&^0o070|perm<<3
+	case tag == aclOther && (a.next == aclOther || a.next == aclGroup && !a.named):
+		a.next, a.mode = aclDone, a.mode|perm
+	default:
+		return false
+	}
+	return true
 }

@@ -166,8 +166,9 @@ func (s *Store) pull(ctx context.Context, r reference, cred registry.Credentials
 	if s.has(r) {
 		// A registry that cannot answer this gets the full question.
 		if d, err := sess.Digest(ctx, r.version()); err == nil {
-			if id, ok := s.known(r, d); ok {
-				return id, s.allowed(ctx, sess, r, [2]Digest{d})
+			// Not allowed: perhaps not the index is signed but the manifest in it.
+			if id, ok := s.known(r, d); ok && s.allowed(ctx, sess, r, [2]Digest{d}) == nil {
+				return id, nil
 			}
 		}
 	}
@@ -179,6 +180,13 @@ func (s *Store) pull(ctx context.Context, r reference, cred registry.Credentials
 		return "", err
 	}
 	id := ID(found.Config.Digest)
+	if s.hasID(id) {
+		// IDs stand in the status of pods, and a manifest of anybody's may name one. Who
+		// has a right to the image can show its configuration.
+		if _, err := s.config(ctx, sess, *found.Config, t); err != nil {
+			return "", err
+		}
+	}
 	if ok, err := s.addNames(id, r, found.top); ok || err != nil {
 		return id, err
 	}

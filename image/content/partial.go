@@ -236,22 +236,23 @@ func (t *Partial) Append(p []byte, off int64) {
 	if t == nil || t.f == nil || off+int64(len(p)) > t.size {
 		return
 	}
-	if t.n == 0 && len(t.buf) == 0 && off > 0 {
-		// A filesystem tells holes from data in whole blocks.
-		skip := (holeAlign - off%holeAlign) % holeAlign
-		if skip >= int64(len(p)) {
-			return
-		}
-		p, off = p[skip:], off+skip
-		t.start, t.n = off, off
-	}
-	if off != t.n+int64(len(t.buf)) {
-		return
-	}
 	if t.shed.Load() {
 		t.Drop()
 		return
 	}
+	if t.n == 0 && len(t.buf) == 0 {
+		// A filesystem tells holes from data in whole blocks.
+		skip := min((holeAlign-off%holeAlign)%holeAlign, int64(len(p)))
+		if p, off = p[skip:], off+skip; len(p) > 0 {
+			t.start, t.n = off, off
+		}
+	}
+	if off == t.n+int64(len(t.buf)) {
+		t.add(p)
+	}
+}
+
+func (t *Partial) add(p []byte) {
 	if len(t.buf) == 0 && len(p) >= partialBuffer/2 {
 		t.write(p)
 		return

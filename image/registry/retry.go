@@ -74,7 +74,7 @@ func (a *attempts) again(ctx context.Context, s *Session, o Observer, cause erro
 	}
 	// Jitter, so that nodes that lost a registry together do not come back together.
 	wait := s.cfg.Backoff << (a.fails - 1)
-	wait = wait/2 + rand.N(wait)
+	wait = wait/2 + rand.N(wait) // #nosec G404 -- no secret
 	if all, ok := errors.AsType[*allFailed](cause); ok {
 		if all.retryAfter > maxRetryAfter {
 			return fmt.Errorf("%w (to be tried again in %v)", cause, all.retryAfter.Round(time.Second))

@@ -3,6 +3,7 @@ package faulty
 import (
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -64,9 +65,7 @@ func setDefault(h http.Header, key, value string) {
 
 // Reply writes the header.
 func (a *Answer) Reply(status int) {
-	for k, vs := range a.Header {
-		a.ResponseWriter.Header()[k] = vs
-	}
+	maps.Copy(a.ResponseWriter.Header(), a.Header)
 	a.registry.mu.Lock()
 	a.entry.Status = status
 	a.registry.mu.Unlock()
@@ -115,11 +114,10 @@ func (a *Answer) connection() net.Conn {
 	return c
 }
 
-// Stall sends so many bytes and then nothing.
+// Stall sends so many bytes and then nothing. A body that is shorter is served well.
 func Stall(after int) Fault {
 	return func(a *Answer) {
-		a.some(after)
-		for a.wait(time.Hour) {
+		for left := a.some(after); len(left) > 0 && a.wait(time.Hour); {
 		}
 	}
 }
@@ -221,9 +219,7 @@ func pairs(kv []string) http.Header {
 // Header answers well but for headers given as key and value in turn.
 func Header(header ...string) Fault {
 	return func(a *Answer) {
-		for k, vs := range pairs(header) {
-			a.Header[k] = vs
-		}
+		maps.Copy(a.Header, pairs(header))
 		a.All()
 	}
 }

@@ -275,6 +275,7 @@ func result(err error) string {
 			return "unavailable"
 		case errdef.SignatureValidationFailed:
 			return "signature"
+		default: // of containers
 		}
 	}
 	for _, k := range []struct {

@@ -200,6 +200,27 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// TestRefusedLoad: who is told so in the middle of sending hears why, each time, and soon:
+// net/http lets the connection stay until the answer was read.
+func TestRefusedLoad(t *testing.T) {
+	f, c, _ := start(t)
+	f.fail = fmt.Errorf("archive: %w", errdef.ErrInvalid)
+	start := time.Now()
+	for i := range 20 {
+		_, err := c.Load(t.Context(), io.LimitReader(zeros{}, 1<<40), nil)
+		if err == nil || err.Error() != "archive: invalid" {
+			t.Fatalf("%d: got %v", i, err)
+		}
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("20 refusals took %v", took)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
 func TestSave(t *testing.T) {
 	f, c, _ := start(t)
 	var out bytes.Buffer

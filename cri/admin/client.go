@@ -56,7 +56,7 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader) (i
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.http.Do(req) //nolint:bodyclose // the caller closes it
+	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, c.explain(err)
 	}

@@ -39,7 +39,6 @@ type loading struct {
 	progress func(LoadProgress)
 	read     atomic.Int64 // a stage of its own reads
 	now      LoadProgress
-	contents *archive.Contents // so far
 	unpacked map[Digest]*snapshot.Layer
 	held     []*snapshot.Layer // each once; given up at the end, when images have theirs
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -140,9 +141,7 @@ func (b *box) tar() []byte { return makeTar(b.t, b.files...) }
 
 func named(d map[string]any, name string) map[string]any {
 	c := map[string]any{"annotations": map[string]string{annotationRef: name}}
-	for k, v := range d {
-		c[k] = v
-	}
+	maps.Copy(c, d)
 	return c
 }
 

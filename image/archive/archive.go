@@ -250,30 +250,34 @@ func (a *reader) file(ctx context.Context, f *File, r io.Reader) error {
 		}
 		r = v
 	}
-	br := bufio.NewReaderSize(r, 64<<10)
-	head, err := br.Peek(tarBlock)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	err = nil // a short file
-	switch sniff(head) {
-	case aLayer:
-		f.Diff, err = a.layer(ctx, a.Contents, f, br)
-		if errors.Is(err, errdef.ErrInvalid) && ctx.Err() == nil {
-			f.Diff, f.Why, err = "", err, verified(v)
-		}
-	case aDocument:
-		err = a.document(f, br)
-	default:
-		f.Why = fmt.Errorf("it has %d bytes and is neither JSON, tar, gzip nor zstd: %w", f.Size, errdef.ErrInvalid)
-	}
-	if err != nil {
+	if err := a.take(ctx, f, bufio.NewReaderSize(r, 64<<10), v); err != nil {
 		return err
 	}
 	if old != nil && !bytes.Equal(old.Doc, f.Doc) {
 		return twice()
 	}
 	a.files[f.Name] = f
+	return nil
+}
+
+// take finds out what a file is and fills in what is to be known of it.
+func (a *reader) take(ctx context.Context, f *File, r *bufio.Reader, v *content.Verifier) error {
+	head, err := r.Peek(tarBlock)
+	if err != nil && !errors.Is(err, io.EOF) { // a short file
+		return err
+	}
+	switch sniff(head) {
+	case aLayer:
+		f.Diff, err = a.layer(ctx, a.Contents, f, r)
+		if errors.Is(err, errdef.ErrInvalid) && ctx.Err() == nil {
+			f.Diff, f.Why, err = "", err, verified(v)
+		}
+		return err
+	case aDocument:
+		return a.document(f, r)
+	case unknown:
+	}
+	f.Why = fmt.Errorf("it has %d bytes and is neither JSON, tar, gzip nor zstd: %w", f.Size, errdef.ErrInvalid)
 	return nil
 }
 

@@ -11,35 +11,49 @@ import (
 // checkScope refuses scopes that no image is in: whoever wrote one believes in a
 // protection that is not there.
 func checkScope(s string) error {
-	never := func(why string) error { return fmt.Errorf("no image is in this scope: %s: %w", why, errdef.ErrInvalid) }
+	var why string
 	if domain, ok := strings.CutPrefix(s, "*."); ok {
-		if domain == "" || domain != strings.ToLower(domain) || strings.ContainsAny(domain, "/:@*[]") {
-			return never("want *.DOMAIN, in lower case, without a port")
-		}
-		if _, err := reference.Parse(domain + "/x"); err != nil {
-			return never("malformed domain")
-		}
-		return nil
+		why = checkDomain(domain)
+	} else {
+		why = checkName(s)
 	}
-	host, path, hasPath := strings.Cut(s, "/")
+	if why != "" {
+		return fmt.Errorf("no image is in this scope: %s: %w", why, errdef.ErrInvalid)
+	}
+	return nil
+}
+
+func checkDomain(domain string) string {
+	if domain == "" || domain != strings.ToLower(domain) || strings.ContainsAny(domain, "/:@*[]") {
+		return "want *.DOMAIN, in lower case, without a port"
+	}
+	if _, err := reference.Parse(domain + "/x"); err != nil {
+		return "malformed domain"
+	}
+	return ""
+}
+
+// checkName says what is wrong with a registry, namespace, repository or image.
+func checkName(s string) string {
+	host, path, _ := strings.Cut(s, "/")
 	if !reference.ValidHost(host) {
-		return never("want a full name that begins with the registry, such as docker.io/library/busybox")
+		return "want a full name that begins with the registry, such as docker.io/library/busybox"
 	}
-	if !hasPath {
-		return nil
+	if host == s {
+		return ""
 	}
 	r, err := reference.Parse(s)
 	switch {
 	case err != nil:
-		return never(err.Error())
+		return err.Error()
 	case r.Tag != "" && r.Digest != "":
-		return never("want a tag or a digest, not both")
-	case r.String() != s && (r.Tag != "" || r.Digest != ""):
-		return never("its full name is " + r.String())
-	case r.Host == "docker.io" && !strings.Contains(path, "/"):
-		return nil // a namespace, which Parse takes for an official image
+		return "want a tag or a digest, not both"
+	case r.Tag == "" && r.Digest == "" && host == "docker.io" && !strings.Contains(path, "/"):
+		return "" // a namespace, which Parse takes for an official image
+	case r.String() != s:
+		return "its full name is " + r.String()
 	}
-	return nil
+	return ""
 }
 
 // reference is the name under which the image was asked for.

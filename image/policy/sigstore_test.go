@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -315,9 +316,7 @@ func TestAttachmentsThatLie(t *testing.T) {
 	layer := func(edit map[string]any) map[string]any {
 		l := map[string]any{"mediaType": typePayload, "digest": digest.FromBytes(doc), "size": len(doc),
 			"annotations": map[string]string{annotation: base64.StdEncoding.EncodeToString(k.sign(t, doc))}}
-		for key, v := range edit {
-			l[key] = v
-		}
+		maps.Copy(l, edit)
 		return l
 	}
 	many := make([]any, maxSignatures+1)

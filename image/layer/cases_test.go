@@ -155,6 +155,8 @@ var cases = map[string][]entry{
 	"lower link in a directory":    {link("n/m", "d/a"), file("n", "x")},
 	"lower link by links":          {link("n", "lib/x")},
 	"lower link by two ways":       {link("n", "lib/x"), link("m", "usr/lib/x"), link("k", "lib2/x")},
+	"lower link to its own place":  {link("usr/lib/x", "lib2/x")},
+	"lower link to a place made":   {link("n", "lib/x"), link("usr/lib/x", "lib2/x")},
 	"lower link, own there":        {file("usr/lib/x", "mine"), link("n", "lib/x")},
 	"lower link, own white":        {file("usr/lib/.wh.x", ""), link("n", "lib/x")},
 	"lower link, own opaque":       {file("usr/lib/.wh..wh..opq", ""), link("n", "lib/x")},

@@ -133,7 +133,14 @@ func (t *dirTop) linkAll(dir int, base string, names []string) error {
 			} else if err != nil {
 				return fmt.Errorf("link copy: %w", err)
 			}
-			return t.change(name, func(parent int, base string) error { return unix.Renameat(root, tempLink, parent, base) })
+			if err := t.change(name, func(parent int, base string) error { return unix.Renameat(root, tempLink, parent, base) }); err != nil {
+				return fmt.Errorf("put copy in place: %w", err)
+			}
+			// rename(2) does nothing when both names are one inode already.
+			if err := unix.Unlinkat(root, tempLink, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("remove name of copy: %w", err)
+			}
+			return nil
 		})
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"strings"
@@ -201,6 +202,28 @@ func TestErrorsNameEachHost(t *testing.T) {
 	}
 	if unavailable(err) {
 		t.Errorf("unavailable though a host answered: %v", err)
+	}
+}
+
+// TestHopeless: what a minute will not change is told at once, where nobody can be
+// reached with the kubelet's word for it.
+func TestHopeless(t *testing.T) {
+	for name, tc := range map[string]struct{ server, word string }{
+		"no such name":     {"http://nowhere.invalid", "nowhere.invalid"},
+		"nobody listens":   {"http://127.0.0.1:1", "refused"},
+		"nobody, with TLS": {"https://127.0.0.1:1", "refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := quick(t, "")
+			cfg.Backoff = time.Minute
+			c := client(t, cfg)
+			s := sessionOf(t, c, Credentials{}, "", tc.server)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			if _, err := s.Manifest(ctx, "1"); !unavailable(err) || !strings.Contains(err.Error(), tc.word) {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
 

@@ -241,7 +241,7 @@ func Longer(extra int) Fault {
 			return
 		}
 		junk := make([]byte, 64<<10)
-		for ; extra > 0 && a.Send(junk[:min(extra, len(junk))]); extra -= len(junk) {
+		for left := extra; left > 0 && a.Send(junk[:min(left, len(junk))]); left -= len(junk) {
 		}
 	}
 }

@@ -153,7 +153,7 @@ func TestDamageIsFoundAndHealed(t *testing.T) {
 func checkNoticed(t *testing.T, s *Store, ls []*Layer, byMount bool) {
 	t.Helper()
 	if below, ok := s.Find(ls[0].Name); ok {
-		defer s.Drop([]*Layer{below}) //nolint:errcheck // Collect did not run
+		defer s.Drop([]*Layer{below})
 	}
 	_, err := s.Prepare(t.Context(), Request{Key: "c", Image: "i", Layers: ls})
 	if errors.Is(err, ErrDamaged) != byMount {

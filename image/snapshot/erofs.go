@@ -159,14 +159,14 @@ func (e *erofs) verify(ctx context.Context, l *Layer, deep bool) error {
 	if !deep {
 		return checkMagic(index)
 	}
-	if err := checkSum(ctx, index, 0, l.EROFS.Index, l.EROFS.Sum); err != nil {
+	if err := checkSum(&stoppable{ctx, index}, l.EROFS.Index, l.EROFS.Sum); err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	if err := checkSum(ctx, tar, 0, l.EROFS.Tar, l.DiffID); err != nil {
+	if err := checkSum(&stoppable{ctx, io.LimitReader(tar, l.EROFS.Tar)}, l.EROFS.Tar, l.DiffID); err != nil {
 		return fmt.Errorf("tar: %w", err)
 	}
-	if l.EROFS.Data > l.EROFS.Tar {
-		if err := checkSum(ctx, tar, l.EROFS.Tar, l.EROFS.Data, l.EROFS.Rest); err != nil {
+	if rest := l.EROFS.Data - l.EROFS.Tar; rest > 0 {
+		if err := checkSum(&stoppable{ctx, tar}, rest, l.EROFS.Rest); err != nil {
 			return fmt.Errorf("behind the tar: %w", err)
 		}
 	}
@@ -211,8 +211,8 @@ func checkMagic(index *os.File) error {
 	return nil
 }
 
-func checkSum(ctx context.Context, f *os.File, from, to int64, want digest.Digest) error {
-	v, err := content.Verify(&stoppable{ctx, io.NewSectionReader(f, from, to-from)}, want, to-from)
+func checkSum(r io.Reader, size int64, want digest.Digest) error {
+	v, err := content.Verify(r, want, size)
 	if err == nil {
 		err = v.Drain()
 	}
@@ -245,7 +245,7 @@ func (e *erofs) mount(l *Layer, check bool) (*os.File, error) {
 	defer index.Close()
 	defer tar.Close()
 	if check {
-		if err := checkSum(context.Background(), index, 0, l.EROFS.Index, l.EROFS.Sum); err != nil {
+		if err := checkSum(index, l.EROFS.Index, l.EROFS.Sum); err != nil {
 			return nil, fmt.Errorf("index: %w", err)
 		}
 	}

@@ -181,10 +181,11 @@ func (s *Store) load(ctx context.Context) error {
 // What is mounted on them goes on.
 func (s *Store) Close() error {
 	s.usage.close()
-	errs := []error{s.trash.close()}
+	s.trash.close()
 	s.mu.Lock()
 	all := slices.Collect(maps.Values(s.held))
 	s.mu.Unlock()
+	var errs []error
 	for _, h := range all {
 		errs = append(errs, h.lower.close())
 	}

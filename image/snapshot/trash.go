@@ -89,8 +89,7 @@ func (t *trash) empty(ctx context.Context) {
 	}
 }
 
-func (t *trash) close() error {
+func (t *trash) close() {
 	t.once.Do(func() { close(t.stop) })
 	t.done.Wait()
-	return nil
 }

@@ -41,6 +41,8 @@ func NewClient(socket string) *Client {
 // Close gives up idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
+var errBroken = errors.New("the daemon broke off its answer; its log says why")
+
 // Error is a failure that the server told.
 type Error struct {
 	Status  int
@@ -84,6 +86,8 @@ func (c *Client) explain(err error) error {
 		return fmt.Errorf("connect: nobody listens on %s: has the daemon ended?", c.socket)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("connect to %s: permission denied: only root may", c.socket)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errBroken
 	}
 	return fmt.Errorf("%s: %w", c.socket, err)
 }
@@ -173,7 +177,7 @@ func eachLine[T any](body io.ReadCloser, each func(T) (more bool, err error)) er
 	if err := in.Err(); err != nil {
 		return fmt.Errorf("read answer: %w", err)
 	}
-	return errors.New("the daemon broke off its answer")
+	return errBroken
 }
 
 // Save writes an archive of images to w.
@@ -190,7 +194,7 @@ func (c *Client) Save(ctx context.Context, w io.Writer, refs []string, format im
 	n, err := io.Copy(w, body)
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return n, fmt.Errorf("the daemon broke off the archive after %d bytes; its log says why", n)
+		return n, errBroken
 	case err != nil:
 		return n, fmt.Errorf("write archive: %w", err)
 	}

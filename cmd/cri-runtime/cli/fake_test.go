@@ -28,6 +28,9 @@ type fakeNode struct {
 	ip       string
 	pullErr  error
 	startErr map[string]error // by container name
+	pulling  func() string    // the info of a pull in flight; nil: the runtime tells nothing
+	pullWait chan struct{}    // a pull ends when it is closed; nil: at once
+	auth     *rt.AuthConfig   // of the last pull
 	notReady string           // message of a network that is not ready
 	noEvents bool
 	images   map[string]*rt.Image
@@ -82,15 +85,23 @@ func (f *fakeNode) Status(context.Context, *rt.StatusRequest) (*rt.StatusRespons
 func (f *fakeNode) ImageStatus(_ context.Context, r *rt.ImageStatusRequest) (*rt.ImageStatusResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &rt.ImageStatusResponse{Image: f.images[r.Image.Image]}, nil
+	reply := &rt.ImageStatusResponse{Image: f.images[r.Image.Image]}
+	if r.Verbose && f.pulling != nil {
+		reply.Info = map[string]string{"pull": f.pulling()}
+	}
+	return reply, nil
 }
 
 func (f *fakeNode) PullImage(_ context.Context, r *rt.PullImageRequest) (*rt.PullImageResponse, error) {
+	if f.pullWait != nil {
+		<-f.pullWait
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.pullErr != nil {
 		return nil, f.pullErr
 	}
+	f.auth = r.Auth
 	f.pulls++
 	if f.images[r.Image.Image] == nil {
 		f.images[r.Image.Image] = &rt.Image{Id: "sha256:" + r.Image.Image, Size: 1e6}

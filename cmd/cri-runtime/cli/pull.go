@@ -33,7 +33,7 @@ func checkOutput(output string) error {
 }
 
 func pullCommand() *cobra.Command {
-	socket, timeout, output, creds := defaultSocket, 10*time.Minute, "", credentials{}
+	socket, timeout, output, creds := defaultSocket, time.Duration(0), "", credentials{}
 	cmd := &cobra.Command{
 		Use:   "pull IMAGE",
 		Short: "Pull an image",
@@ -60,8 +60,12 @@ They serve this pull and are kept by nobody.`,
 				return err
 			}
 			defer c.conn.Close() //nolint:errcheck // nothing is left to be said on it
-			ctx, cancel := context.WithTimeoutCause(cmd.Context(), timeout, errTimeout)
-			defer cancel()
+			ctx := cmd.Context()
+			if timeout > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
+				defer cancel()
+			}
 			show := newScreen(cmd.OutOrStdout())
 			image, err := c.pull(ctx, args[0], pullOptions{auth: auth, output: output}, show)
 			if err != nil && ctx.Err() != nil {
@@ -75,7 +79,7 @@ They serve this pull and are kept by nobody.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&socket, "connect", socket, "unix socket of the CRI server")
-	f.DurationVar(&timeout, "timeout", timeout, "how long the pull may take")
+	f.DurationVar(&timeout, "timeout", timeout, "how long the pull may take; 0: as long as it wants")
 	f.StringVar(&creds.file, "creds", "", `file with USER:PASSWORD; "-" is standard input`)
 	f.StringVar(&creds.auth, "auth", "", `file as Docker's config.json, of which the registry's entry is used; "-" is standard input`)
 	cmd.MarkFlagsMutuallyExclusive("creds", "auth")

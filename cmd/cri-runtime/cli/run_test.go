@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -50,12 +51,11 @@ func page(t *testing.T) string {
 
 // execute runs a command line as main does.
 func execute(ctx context.Context, out *output, args ...string) error {
-	cmd := Commands()[0]
-	if args[0] == "pull" {
-		cmd = Commands()[1]
-	}
-	cmd.SetArgs(args[1:])
+	cmd := &cobra.Command{Use: "cri-runtime"}
+	cmd.AddCommand(Commands()...)
+	cmd.SetArgs(args)
 	cmd.SetOut(out)
+	cmd.SetErr(out)
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	return cmd.ExecuteContext(ctx)
 }

@@ -26,7 +26,7 @@ func write(t testing.TB, text string, key []byte) string {
 	return filepath.Join(dir, "policy.json")
 }
 
-func TestPoliciesThatAreRefused(t *testing.T) {
+func TestPoliciesThatAreRefused(t *testing.T) { // long: a table
 	k := newSigner(t, "p256")
 	data := base64.StdEncoding.EncodeToString(k.pem)
 	signed := func(members string) string {

@@ -226,7 +226,7 @@ func wantRefusal(t *testing.T, err error, part string) {
 	}
 }
 
-func TestSignatures(t *testing.T) {
+func TestSignatures(t *testing.T) { // long: a table
 	k, other := newSigner(t, "p256"), newSigner(t, "ed25519")
 	byTag := Candidate{Repository: "app", Tag: "1", Digest: top, Instance: inner}
 	byDigest := Candidate{Repository: "app", Digest: top}

@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -38,5 +39,30 @@ func TestVolatileOverlayIsMadeAgain(t *testing.T) {
 			f.Close()
 			t.Errorf("way %d: an upper that was volatile is accepted as one that is not: the test tests nothing", way)
 		}
+	}
+}
+
+// BenchmarkOverlayEnd is the end of an overlay while somebody else, such as a pull, has
+// written to the filesystem of its upper.
+func BenchmarkOverlayEnd(b *testing.B) {
+	testkit.Need(b, testkit.Root, testkit.Overlay)
+	data := make([]byte, 64<<20)
+	for _, volatile := range []bool{false, true} {
+		b.Run(fmt.Sprintf("volatile %v", volatile), func(b *testing.B) {
+			o := tree(b, 5)
+			o.Volatile = volatile
+			for b.Loop() {
+				b.StopTimer()
+				f, err := o.Mount()
+				if err == nil {
+					err = os.WriteFile(filepath.Join(filepath.Dir(o.Upper), "other"), data, 0o600)
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+				f.Close()
+			}
+		})
 	}
 }

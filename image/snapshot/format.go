@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,9 +70,9 @@ var suffixes = []string{"", tarSuffix, indexSuffix}
 
 // trashLayer sets aside whatever files a layer has.
 func (s *Store) trashLayer(name string) error {
-	var errs []error
+	var paths []string
 	for _, x := range suffixes {
-		errs = append(errs, s.trash.put(s.layerDir(name)+x))
+		paths = append(paths, s.layerDir(name)+x)
 	}
-	return errors.Join(errs...)
+	return s.trash.put(paths...)
 }

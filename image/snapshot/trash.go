@@ -29,33 +29,40 @@ func newTrash(dir string) *trash {
 	return &trash{dir: dir, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 }
 
-// put moves a file or tree out of sight; it is no error when there is none. A disk that
-// is full to the last block may have no room for the new name: then it is deleted here.
-func (t *trash) put(path string) error {
+// put moves files and trees out of sight; it is no error when there are none. A disk that
+// is full to the last block may have no room for a new name: then it is deleted here.
+func (t *trash) put(paths ...string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for {
-		t.next++
-		err := os.Rename(path, filepath.Join(t.dir, fmt.Sprintf("%s-%s-%d", filepath.Base(filepath.Dir(path)), filepath.Base(path), t.next)))
-		if errors.Is(err, fs.ErrExist) { // from before a restart
-			continue
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-			err = os.RemoveAll(path)
-		}
-		if err != nil {
-			return fmt.Errorf("set tree aside: %w", err)
-		}
-		break
+	var errs []error
+	for _, p := range paths {
+		errs = append(errs, t.move(p))
 	}
+	// Not before all are there: deleting the first would hold up the others.
 	select {
 	case t.wake <- struct{}{}:
 	default:
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+func (t *trash) move(path string) error {
+	for {
+		t.next++
+		err := os.Rename(path, filepath.Join(t.dir, fmt.Sprintf("%s-%s-%d", filepath.Base(filepath.Dir(path)), filepath.Base(path), t.next)))
+		switch {
+		case errors.Is(err, fs.ErrExist): // from before a restart
+			continue
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+			err = os.RemoveAll(path)
+		}
+		if err != nil {
+			return fmt.Errorf("set aside what is no longer used: %w", err)
+		}
+		return nil
+	}
 }
 
 func (t *trash) start(ctx context.Context) {

@@ -51,7 +51,7 @@ func inputs(ctx context.Context, dir string, say func(string, ...any)) ([]input,
 	say("no Debian packages (%v): the application image is made of this system's /usr, and compares with no other machine's", err)
 	return []input{
 		{"debian", "/usr/bin"}, {"debian", "/usr/share/zoneinfo"}, {"toolchain", "/usr/lib"}, {"application", "/usr/share"},
-	}, "this system's /usr, of any size: no Debian packages could be had", nil
+	}, "this system's /usr: no Debian packages could be had", nil
 }
 
 // download fetches each package once. What is in the cache stays, so that the images of
@@ -141,6 +141,9 @@ func clean(name string, kind byte) string {
 	return name
 }
 
+// treeLimit is about how much of a layer addTree fills: a system's /usr has any size.
+const treeLimit = 180e6
+
 // addTree copies a directory of this system: regular files, directories, symbolic links.
 func (w *layerWriter) addTree(ctx context.Context, dir string) error {
 	return filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
@@ -150,6 +153,9 @@ func (w *layerWriter) addTree(ctx context.Context, dir string) error {
 		info, err := d.Info()
 		if err != nil {
 			return err
+		}
+		if w.bytes+info.Size() > treeLimit && info.Mode().IsRegular() {
+			return nil // smaller ones may fit
 		}
 		kind := info.Mode().Type()
 		if kind != 0 && kind != os.ModeDir && kind != os.ModeSymlink {

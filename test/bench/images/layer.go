@@ -29,6 +29,7 @@ type layerWriter struct {
 	tar     *tar.Writer
 	seen    map[string]bool
 	entries int
+	bytes   int64 // of files
 }
 
 // put writes one entry, after those of its parents.
@@ -47,7 +48,8 @@ func (w *layerWriter) put(h *tar.Header, body io.Reader) error {
 	if h.Size == 0 || body == nil {
 		return nil
 	}
-	_, err := io.CopyN(w.tar, body, h.Size)
+	n, err := io.CopyN(w.tar, body, h.Size)
+	w.bytes += n
 	return err
 }
 

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/cri-runtime/cri-runtime/test/bench/images"
 )
 
 // column is one figure of the tables.
@@ -47,6 +49,7 @@ func (r *result) markdown() string {
 	for _, i := range r.measured() {
 		r.table(&b, i.Name)
 		compressed, unpacked := r.own(i)
+		r.remarks(&b, i)
 		fmt.Fprintf(&b, "\n%d layers, %d entries; of its own %.1f MB compressed, %.1f MB unpacked.\n", len(i.Layers), i.Entries(), mb(compressed), mb(unpacked))
 	}
 	r.aimTable(&b)
@@ -78,6 +81,25 @@ func (r *result) table(b *strings.Builder, image string) {
 		others, _ := r.of(image, t.Name, func(s sample) float64 { return s.OtherCPU })
 		fmt.Fprintf(b, " %.0f | %.2f | %.2f |\n", speed.median, registry.median, others.median)
 	}
+}
+
+// remarks names the samples that were disturbed, and those that fetched more than the
+// image: neither is taken out of the figures.
+func (r *result) remarks(b *strings.Builder, i images.Image) {
+	const over = 1.1 // headers and the documents of an image are a few thousandths
+	compressed, _ := r.own(i)
+	for _, s := range r.Samples {
+		if s.Image != i.Name {
+			continue
+		}
+		if why := s.disturbed(); why != "" {
+			fmt.Fprintf(b, "\n- disturbed, but counted: %s, run %d: %s", s.Target, s.Run, why)
+		}
+		if float64(s.Fetched) > over*float64(compressed) {
+			fmt.Fprintf(b, "\n- fetched more than the image: %s, run %d: %.1f MB over the loopback for %.1f MB", s.Target, s.Run, mb(s.Fetched), mb(compressed))
+		}
+	}
+	b.WriteString("\n")
 }
 
 // cell is "median (low to high) xRATIO".

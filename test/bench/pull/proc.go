@@ -114,6 +114,51 @@ func machineCPU() time.Duration {
 	return time.Duration(ticks) * (time.Second / 100)
 }
 
+// stalled is the time in which nobody on the machine got on for lack of memory (pressure
+// stall information); 0 where the kernel does not tell.
+func stalled() time.Duration {
+	body, _ := os.ReadFile("/proc/pressure/memory")
+	for line := range strings.Lines(string(body)) {
+		if !strings.HasPrefix(line, "full ") {
+			continue
+		}
+		if _, total, ok := strings.Cut(strings.TrimSpace(line), "total="); ok {
+			n, _ := strconv.ParseInt(total, 10, 64)
+			return time.Duration(n) * time.Microsecond
+		}
+	}
+	return 0
+}
+
+// stolen is the time in which the hypervisor ran something else.
+func stolen() time.Duration {
+	body, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(body), "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 9 {
+		return 0
+	}
+	n, _ := strconv.ParseInt(fields[8], 10, 64)
+	return time.Duration(n) * (time.Second / 100)
+}
+
+// received are the bytes that went over the loopback of this network namespace, where
+// registry and runtime are alone.
+func received() (int64, error) {
+	body, err := os.ReadFile("/proc/self/net/dev")
+	if err != nil {
+		return 0, fmt.Errorf("read network statistics: %w", err)
+	}
+	for line := range strings.Lines(string(body)) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "lo:"); ok {
+			if fields := strings.Fields(v); len(fields) > 0 {
+				return strconv.ParseInt(fields[0], 10, 64)
+			}
+		}
+	}
+	return 0, fmt.Errorf("read network statistics: no loopback")
+}
+
 func loadAverage() string {
 	body, _ := os.ReadFile("/proc/loadavg")
 	return strings.TrimSpace(string(body))

@@ -124,6 +124,28 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestDisturbedSamplesAreMarkedAndCounted: whoever it disturbs, the peers included.
+func TestDisturbedSamplesAreMarkedAndCounted(t *testing.T) {
+	r := made()
+	for i := range r.Samples {
+		r.Samples[i].Fetched = 105e6 // of 100e6 and, for the second image, far too much
+	}
+	last := &r.Samples[len(r.Samples)-2] // containerd's
+	last.Wall, last.MemoryStall = 100, 60
+	text := r.markdown()
+	for _, want := range []string{
+		"disturbed, but counted: containerd, run 0: the machine lacked memory for 60.0 of 100.0 s", "(2.00 to 100.00)",
+		"fetched more than the image: ours-erofs, run 0: 105.0 MB over the loopback for 1.0 MB",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("report lacks %q:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "over the loopback for 100.0 MB") {
+		t.Errorf("a twentieth more is the protocol's:\n%s", text)
+	}
+}
+
 func TestOptionsNameWhatIsWrong(t *testing.T) {
 	for name, tc := range map[string]struct {
 		o    options

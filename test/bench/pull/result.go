@@ -74,6 +74,9 @@ func (b *bench) measure(ctx context.Context) (*result, error) {
 func (s sample) say() {
 	say("%-16s %-16s %d: %6.2f s (on disk %6.2f), CPU %5.2f s, wrote %5.0f MB, used %5.0f MB, peak %4.0f MB, remove %6.1f ms (freed %6.1f), registry %.2f, others %.2f CPU s",
 		s.Image, s.Target, s.Run, s.Wall, s.Durable, s.CPU, mb(s.DeviceWrote), mb(s.DiskUsed), mb(s.Peak), s.Remove*1e3, s.Freed*1e3, s.RegistryCPU, s.OtherCPU)
+	if why := s.disturbed(); why != "" {
+		say("  disturbed: %s", why)
+	}
 }
 
 func mb(n int64) float64 { return float64(n) / 1e6 }

@@ -31,6 +31,11 @@ type sample struct {
 	RegistryCPU float64 `json:"registry_cpu"`
 	OtherCPU    float64 `json:"other_cpu"`
 
+	// What may have disturbed it: time of the whole machine, from the call to its reply.
+	MemoryStall float64 `json:"memory_stall"` // nobody got on for lack of memory
+	Stolen      float64 `json:"stolen"`       // by the hypervisor
+
+	Fetched     int64 `json:"fetched"`      // over the loopback, protocol included
 	DeviceWrote int64 `json:"device_wrote"` // what reached the device, the journal included
 	DaemonWrote int64 `json:"daemon_wrote"` // by the kernel's accounting of processes
 	DiskUsed    int64 `json:"disk_used"`    // by which the file system got fuller
@@ -41,6 +46,19 @@ type sample struct {
 	Freed  float64 `json:"freed"`  // until the file system is as empty as before; -1: not in freeLimit
 }
 
+// disturbed says what is wrong with a sample, by the same rule for every runtime; "" when
+// nothing is. Such a sample is marked, and counts like the others.
+func (s sample) disturbed() string {
+	const share = 0.05
+	switch {
+	case s.MemoryStall > share*s.Wall:
+		return fmt.Sprintf("the machine lacked memory for %.1f of %.1f s", s.MemoryStall, s.Wall)
+	case s.Stolen > share*s.Wall:
+		return fmt.Sprintf("the hypervisor took %.1f CPU s in %.1f s", s.Stolen, s.Wall)
+	}
+	return ""
+}
+
 // freeLimit is how long a runtime may delete behind RemoveImage.
 const freeLimit = 20 * time.Second
 
@@ -48,15 +66,17 @@ const freeLimit = 20 * time.Second
 type reading struct {
 	cpu, registry, machine time.Duration
 	written, used, daemon  int64
+	received               int64
 }
 
 func (b *bench) read(d *daemon) (r reading, err error) {
-	var errs [4]error
+	var errs [5]error
 	r.machine = machineCPU()
 	r.cpu, errs[0] = d.cgroup.cpu()
 	r.registry, errs[1] = b.served.cpu()
 	r.written, errs[2] = b.disk.written()
 	r.used, errs[3] = b.disk.used()
+	r.received, errs[4] = received()
 	r.daemon = wrote(d.process.cmd.Process.Pid)
 	return r, errors.Join(errs[:]...)
 }
@@ -81,8 +101,9 @@ func (b *bench) pull(ctx context.Context, d *daemon, image string) (s sample, er
 	if err != nil {
 		return s, errors.Join(err, fmt.Errorf("peak was %d", watch.end()))
 	}
-	begin := time.Now()
+	stall, steal, begin := stalled(), stolen(), time.Now()
 	wall, err := d.pull(ctx, image)
+	s.MemoryStall, s.Stolen = (stalled() - stall).Seconds(), (stolen() - steal).Seconds()
 	cpu, _ := d.cgroup.cpu()
 	machine := machineCPU()
 	s.Peak = max(watch.end(), status(pid, "VmHWM"))
@@ -102,6 +123,7 @@ func (b *bench) pull(ctx context.Context, d *daemon, image string) (s sample, er
 	s.RegistryCPU = (after.registry - before.registry).Seconds()
 	s.OtherCPU = max(0, (machine-before.machine).Seconds()-s.CPUWall-s.RegistryCPU)
 	s.DeviceWrote, s.DaemonWrote, s.DiskUsed = after.written-before.written, after.daemon-before.daemon, after.used-before.used
+	s.Fetched = after.received - before.received
 	return s, nil
 }
 

@@ -157,6 +157,9 @@ var cases = map[string][]entry{
 	"lower link by two ways":       {link("n", "lib/x"), link("m", "usr/lib/x"), link("k", "lib2/x")},
 	"lower link to its own place":  {link("usr/lib/x", "lib2/x")},
 	"lower link to a place made":   {link("n", "lib/x"), link("usr/lib/x", "lib2/x")},
+	"lower link above itself":      {link("usr/lib", "lib2/x")},
+	"lower links in the way":       {link("n", "lib/x"), link("usr/lib", "f")},
+	"lower links in the way too":   {link("usr/lib", "f"), link("n", "lib/x")},
 	"lower link, own there":        {file("usr/lib/x", "mine"), link("n", "lib/x")},
 	"lower link, own white":        {file("usr/lib/.wh.x", ""), link("n", "lib/x")},
 	"lower link, own opaque":       {file("usr/lib/.wh..wh..opq", ""), link("n", "lib/x")},
@@ -241,7 +244,7 @@ func TestBothForms(t *testing.T) {
 		"xattr large", "xattrs too many", "bad capability", "old capability", "ACL without mask", "ACL out of order", "ACL unfinished", "ACL cut", "ACL bad bits", "ACL of nobody",
 		"default of a file", "link over its directory", "link to a whiteout", "links in a circle", "link into a circle", "parent by 41 links", "dangling parent", "parent is a file's link",
 		"below a mark", "whiteout of dots", "lower link, own white", "lower link, own opaque", "lower link, own hidden", "lower link to a directory", "lower link by a circle",
-		"lower link below a file", "lower link under a new file", "lower link of long name", "lower link by link and dots"} {
+		"lower link below a file", "lower link under a new file", "lower link of long name", "lower link by link and dots", "lower link above itself", "lower links in the way", "lower links in the way too"} {
 		if !refused[subtest(name)] {
 			t.Errorf("%s: accepted", name)
 		}

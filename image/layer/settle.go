@@ -180,6 +180,12 @@ func (s *settling) parents(path string) error {
 	return nil
 }
 
+// inTheWay is for links of one layer that contradict each other once those of the layers
+// below have been followed.
+func inTheWay(path string) error {
+	return fmt.Errorf("another link is in the way of %.200q: %w", path, errdef.ErrInvalid)
+}
+
 // treeTop is a tree with the file of its data.
 type treeTop struct {
 	root  *erofs.Node
@@ -207,7 +213,10 @@ func (t *treeTop) put(path string, n *erofs.Node) error {
 	dir, base := split(path)
 	d := lookup(t.root, dir)
 	if d == nil || !isDir(d) {
-		return fmt.Errorf("no directory for %.200q", path)
+		return inTheWay(path)
+	}
+	if old := d.Children[base]; old != nil && isDir(old) {
+		return inTheWay(path)
 	}
 	d.Children[base] = n
 	return nil

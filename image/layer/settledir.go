@@ -70,7 +70,9 @@ func (t *dirTop) change(path string, f func(parent int, base string) error) erro
 		dir = "."
 	}
 	parent, err := openat2(t.root, dir, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOENT) {
+		return inTheWay(path)
+	} else if err != nil {
 		return fmt.Errorf("open parent of %.200q: %w", path, err)
 	}
 	defer unix.Close(parent) //nolint:errcheck // a directory handle
@@ -133,7 +135,10 @@ func (t *dirTop) linkAll(dir int, base string, names []string) error {
 			} else if err != nil {
 				return fmt.Errorf("link copy: %w", err)
 			}
-			if err := t.change(name, func(parent int, base string) error { return unix.Renameat(root, tempLink, parent, base) }); err != nil {
+			err := t.change(name, func(parent int, base string) error { return unix.Renameat(root, tempLink, parent, base) })
+			if errors.Is(err, unix.EISDIR) {
+				return inTheWay(name)
+			} else if err != nil {
 				return fmt.Errorf("put copy in place: %w", err)
 			}
 			// rename(2) does nothing when both names are one inode already.

@@ -81,7 +81,8 @@ type Config struct {
 	Variant      string
 }
 
-// Rootfs names the directories of a snapshot, all absolute.
+// Rootfs names the directories of a snapshot, all absolute. Those of layers may be names
+// of descriptors (/proc/self/fd/N): good for this process, and until Release.
 type Rootfs struct {
 	Lower []string // read-only layers, top first, at least one; the order overlay's lowerdir wants
 	Upper string   // empty in a view

@@ -160,11 +160,27 @@ func (s *Store) makeDirs() (err error) {
 	if s.layers, err = content.OpenRecords(s.dir("layers"), true); err != nil {
 		return err
 	}
+	// What is synced in them later needs their names.
+	if err := syncDir(s.opt.Root); err != nil {
+		return err
+	}
 	if s.recent, err = content.OpenRecords(filepath.Join(s.opt.State, "layers"), false); err != nil {
 		return err
 	}
 	s.records, err = content.OpenRecords(filepath.Join(s.opt.State, "snapshots"), false)
 	return err
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return nil
 }
 
 func (s *Store) load(ctx context.Context) error {

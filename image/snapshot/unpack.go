@@ -186,11 +186,3 @@ func (s *Store) recordDurable(l *Layer) error {
 	h.phase = durable
 	return s.recent.Delete(l.Name)
 }
-
-// Commit is Publish and Sync.
-func (s *Store) Commit(ctx context.Context, ls []*Layer) error {
-	if err := s.Publish(ctx, ls); err != nil {
-		return err
-	}
-	return s.Sync(ctx, ls)
-}

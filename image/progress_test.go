@@ -336,6 +336,55 @@ func TestProgressOfARealPull(t *testing.T) {
 	}
 }
 
+// TestLayerOfAnotherPull: who waits for somebody else's transfer says so, and shares it.
+func TestLayerOfAnotherPull(t *testing.T) {
+	r := newReg(t)
+	l := base(t)
+	packed := pack(t, "gzip", l)
+	for _, tag := range []string{"1", "2"} {
+		r.push(t, "x", tag, testImage{pack: "gzip", layers: [][]byte{l}})
+	}
+	arrived, goOn := make(chan struct{}, 2), make(chan struct{})
+	r.setHook(func(_ http.ResponseWriter, q *http.Request) bool {
+		if q.Method == http.MethodGet && strings.Contains(q.URL.Path, sum(packed)) {
+			arrived <- struct{}{}
+			select {
+			case <-goOn:
+			case <-q.Context().Done():
+			}
+		}
+		return false
+	})
+	s := openTest(t, Options{})
+	done := make(chan error, 2)
+	pull := func(tag string) {
+		_, err := s.Pull(t.Context(), PullRequest{Ref: r.host() + "/x:" + tag})
+		done <- err
+	}
+	go pull("1")
+	<-arrived
+	go pull("2")
+	var second PullStatus
+	for deadline := time.Now().Add(10 * time.Second); len(second.Layers) == 0 || second.Layers[0].Waiting == nil; {
+		if time.Now().After(deadline) {
+			t.Fatalf("got %+v, want a reason to wait", second)
+		}
+		second, _ = s.Pulling(r.host() + "/x:2")
+	}
+	if l := second.Layers[0]; l.State != LayerWaiting || l.Waiting.Reason != "another pull transfers it" || l.Waiting.Until != nil {
+		t.Errorf("got %+v", l)
+	}
+	close(goOn)
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list := s.Pulls(); list[0].Layers[0].State != LayerDone || list[1].Layers[0].State != LayerShared || list[1].Shared != int64(len(packed)) {
+		t.Errorf("afterwards: got %+v", list)
+	}
+}
+
 func BenchmarkObserve(b *testing.B) {
 	l := newProgress().begin("x").pulling([]descriptor{{Digest: "sha256:a", Size: 1 << 40}})[0]
 	l.Host("h")

@@ -367,6 +367,7 @@ func (s *Store) layer(ctx context.Context, sess *registry.Session, from *layerPr
 			return l, err
 		}
 		s.pulls.mu.Unlock()
+		from.Waiting("another pull transfers it", time.Time{})
 		select {
 		case <-busy:
 		case <-ctx.Done():

@@ -40,6 +40,7 @@ const (
 	// headerLimit and writeLimit end connections of clients that stand still.
 	headerLimit = 10 * time.Second
 	writeLimit  = 30 * time.Second
+	idleLimit   = 2 * time.Minute
 )
 
 // Images is what the image store knows. None of it waits for a pull.
@@ -106,7 +107,7 @@ func (s *Server) ServeMetrics(ctx context.Context, l net.Listener) error {
 
 func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: headerLimit, MaxHeaderBytes: 64 << 10,
+		Handler: h, ReadHeaderTimeout: headerLimit, IdleTimeout: idleLimit, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	var g errgroup.Group

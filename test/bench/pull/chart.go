@@ -18,7 +18,9 @@ type panel struct {
 const (
 	barHeight, barGap, groupGap = 13, 2, 14
 	labelWidth, panelWidth      = 130, 360
-	headHeight, numberWidth     = 62, 50
+	headHeight, numberWidth     = 62, 100
+	// beyond the highest median this much of the spreads is drawn.
+	beyond = 1.2
 )
 
 // chart draws the medians as bars, and the lowest and highest as a line over each:
@@ -32,7 +34,7 @@ func (r *result) chart() string {
 		for _, image := range r.measured() {
 			for _, t := range r.Targets {
 				v, _ := r.of(image.Name, t.Name, p.figure)
-				top[i] = max(top[i], v.high)
+				top[i] = max(top[i], beyond*v.median)
 			}
 		}
 		text(&body, labelWidth+i*(panelWidth+numberWidth), headHeight-8, "start", p.title)
@@ -47,8 +49,7 @@ func (r *result) chart() string {
 					continue
 				}
 				drawn = true
-				bar(&body, labelWidth+i*(panelWidth+numberWidth), y, v.times((panelWidth-10)/top[i]), colour(t.Name))
-				number(&body, labelWidth+i*(panelWidth+numberWidth)+int(v.high*(panelWidth-10)/top[i]), y, v.median)
+				drawBar(&body, labelWidth+i*(panelWidth+numberWidth), y, v, bar{(panelWidth - 10) / top[i], top[i], colour(t.Name)})
 			}
 			if drawn {
 				y += barHeight + barGap
@@ -81,17 +82,22 @@ func colour(target string) string {
 	return "#000000"
 }
 
-func (v spread) times(x float64) spread { return spread{v.median * x, v.low * x, v.high * x} }
-
-// bar draws a spread that is in pixels.
-func bar(b *strings.Builder, x, y int, v spread, fill string) {
-	fmt.Fprintf(b, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", x, y, v.median, barHeight, fill)
-	middle := float64(y) + barHeight/2.0
-	fmt.Fprintf(b, `<path d="M%.1f %.1fH%.1f" stroke="#222222"/>`+"\n", float64(x)+v.low, middle, float64(x)+v.high)
+// bar is how one is drawn: pixels per unit, the highest value that fits, the colour.
+type bar struct {
+	scale, top float64
+	fill       string
 }
 
-func number(b *strings.Builder, x, y int, v float64) {
-	text(b, x+5, y+barHeight-3, "start", fmt.Sprintf("%.2f", v))
+// drawBar draws a spread. What does not fit is cut off and written beside it: one pull
+// that took a hundred times as long must neither vanish nor flatten all others.
+func drawBar(b *strings.Builder, x, y int, v spread, how bar) {
+	fmt.Fprintf(b, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", x, y, v.median*how.scale, barHeight, how.fill)
+	middle, right, number := float64(y)+barHeight/2.0, min(v.high, how.top), fmt.Sprintf("%.2f", v.median)
+	if v.high > how.top {
+		number += fmt.Sprintf(", up to %.1f", v.high)
+	}
+	fmt.Fprintf(b, `<path d="M%.1f %.1fH%.1f" stroke="#222222"/>`+"\n", float64(x)+v.low*how.scale, middle, float64(x)+right*how.scale)
+	text(b, x+int(right*how.scale)+5, y+barHeight-3, "start", number)
 }
 
 func text(b *strings.Builder, x, y int, anchor, s string) {

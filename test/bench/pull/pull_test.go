@@ -141,6 +141,9 @@ func TestDisturbedSamplesAreMarkedAndCounted(t *testing.T) {
 			t.Errorf("report lacks %q:\n%s", want, text)
 		}
 	}
+	if chart := r.chart(); !strings.Contains(chart, "up to 100.0") {
+		t.Errorf("the chart hides the slowest pull:\n%s", chart)
+	}
 	if strings.Contains(text, "over the loopback for 100.0 MB") {
 		t.Errorf("a twentieth more is the protocol's:\n%s", text)
 	}

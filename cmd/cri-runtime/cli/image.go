@@ -135,7 +135,7 @@ func saveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "save IMAGE...",
 		Short: "Save images as an archive",
-		Long: `Save images as a tar archive that ` + "`image load`" + `, Docker, Podman and other tools read.
+		Long: `Save images as a tar archive for ` + "`image load`" + ` and for other tools that know the format.
 
 Layers are stored uncompressed, so the manifest is a new one, and its digest another than the registry's; the image's
 id stays. A file appears only when the archive is complete.`,

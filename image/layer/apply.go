@@ -21,7 +21,7 @@ func Apply(ctx context.Context, dir string, r io.Reader, opt Options) (*Result, 
 	src := &stream{ctx: ctx, r: r, limit: opt.MaxBytes}
 	s := &stage{tree: newTree(), opt: opt, sink: &directory{dirs: cache, src: src, buf: make([]byte, 256<<10)}}
 	if err := s.run(ctx, src, src); err != nil {
-		return nil, err
+		return nil, kindOf(err)
 	}
 	return &s.res, nil
 }

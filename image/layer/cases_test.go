@@ -325,7 +325,10 @@ func linkInRoot(root, target, name string) error {
 	}
 	defer unix.Close(r)
 	dir, base := split(target)
-	d, err := unix.Openat2(r, dir, &unix.OpenHow{Flags: unix.O_PATH, Resolve: unix.RESOLVE_IN_ROOT})
+	d, err := -1, error(unix.EAGAIN)
+	for errors.Is(err, unix.EAGAIN) { // a rename elsewhere raced with the walk
+		d, err = unix.Openat2(r, dir, &unix.OpenHow{Flags: unix.O_PATH, Resolve: unix.RESOLVE_IN_ROOT})
+	}
 	if err != nil {
 		return err
 	}

@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/cri-runtime/cri-runtime/image/inflate"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
 
@@ -34,21 +35,42 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	}
 	switch {
 	case bytes.HasPrefix(head, gzipMagic):
-		z, err := gzip.NewReader(br)
+		z, err := inflate.NewReader(br)
 		if err != nil {
 			return nil, src.blame(err)
 		}
 		return &decoder{z, src}, nil
 	case bytes.Equal(head, zstdMagic), len(head) == 4 && bytes.Equal(head[1:], skipMagic) && head[0]&0xf0 == 0x50:
-		// One goroutine-less decoder per layer beats zstd's own concurrency, and
-		// layers run in parallel anyway.
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+		z, err := newZstd(br)
 		if err != nil {
 			return nil, src.blame(err)
 		}
-		return &decoder{z.IOReadCloser(), src}, nil
+		return &decoder{z, src}, nil
 	}
 	return io.NopCloser(br), nil
+}
+
+// zstdDecoders keeps decoders with their buffers, several MiB each: made anew for each
+// layer they were a third of a pull's memory.
+var zstdDecoders sync.Pool
+
+// pooledZstd is a decoder that Close gives back.
+type pooledZstd struct{ *zstd.Decoder }
+
+func newZstd(r io.Reader) (io.ReadCloser, error) {
+	if z, ok := zstdDecoders.Get().(*zstd.Decoder); ok {
+		return pooledZstd{z}, z.Reset(r)
+	}
+	// One goroutine-less decoder per layer beats zstd's own concurrency, and layers run in
+	// parallel anyway.
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	return pooledZstd{z}, err
+}
+
+func (z pooledZstd) Close() error {
+	err := z.Reset(nil)
+	zstdDecoders.Put(z.Decoder)
+	return err
 }
 
 // source remembers whether it was the transfer that failed.

@@ -40,7 +40,7 @@ func Index(ctx context.Context, tar *os.File, r io.Reader, opt Options) (*Indexe
 	k := &keeper{in: in}
 	s := &stage{tree: newTree(), opt: opt, sink: k}
 	if err := s.run(ctx, src, in); err != nil {
-		return nil, err
+		return nil, kindOf(err)
 	}
 	s.res.Bytes = uint64(k.size) // #nosec G115 -- a file's size
 	return &Indexed{Result: s.res, Tree: s.root, TarSize: in.size(), Size: k.size}, nil

@@ -24,7 +24,7 @@ func Settle(dir string, below []string, o Open, limit int64) (bytes uint64, err 
 	defer root.close()
 	t := &dirTop{root: root.root}
 	err = settle(t, below, o, limit)
-	return t.bytes, err
+	return t.bytes, kindOf(err)
 }
 
 // SettleTree is Settle for an indexed layer: it completes the tree from the root
@@ -33,7 +33,7 @@ func Settle(dir string, below []string, o Open, limit int64) (bytes uint64, err 
 func SettleTree(x *Indexed, lowers []string, tar *os.File, limit int64) (bytes uint64, err error) {
 	t := &treeTop{root: x.Tree, spill: newSpill(tar, x.Size)}
 	if err := settle(t, lowers, x.Open, limit); err != nil {
-		return 0, err
+		return 0, kindOf(err)
 	}
 	if err := t.spill.close(); err != nil {
 		return 0, err

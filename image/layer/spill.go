@@ -7,7 +7,10 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cri-runtime/cri-runtime/image/erofs"
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
 
 var zeros [block]byte
@@ -95,4 +98,12 @@ func dataErr(src *stream, err error) error {
 		return err
 	}
 	return src.blame("read data", err)
+}
+
+// kindOf says of a full disk, wherever it was met, that it is no defect of ours.
+func kindOf(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", err, errdef.ErrExhausted)
+	}
+	return err
 }

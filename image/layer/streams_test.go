@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
 
@@ -304,5 +306,48 @@ func TestIndexOfEmptyStream(t *testing.T) {
 	x, err := Index(t.Context(), tempFile(t), bytes.NewReader(nil), Options{})
 	if err != nil || x.TarSize != 0 || x.Size != block || len(x.Tree.Children) != 0 {
 		t.Errorf("got %+v, %v", x, err)
+	}
+}
+
+// TestDiskFull fills a small filesystem in the middle of a file and by their number.
+func TestDiskFull(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	testkit.Leaks(t)
+	many := []entry{}
+	for i := range 300 {
+		many = append(many, file(fmt.Sprintf("d%d/f", i), "x"))
+	}
+	for name, es := range map[string][]entry{"one file": {file("x", strings.Repeat("x", 300<<10))}, "many": many} {
+		t.Run(name, func(t *testing.T) {
+			at := t.TempDir()
+			if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=128k,nr_inodes=100"); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := unix.Unmount(at, 0); err != nil {
+					t.Errorf("unmount: %v", err)
+				}
+			}()
+			data := build(t, es...)
+			if err := os.Mkdir(at+"/l", 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Apply(t.Context(), at+"/l", bytes.NewReader(data), Options{}); !errors.Is(err, errdef.ErrExhausted) || !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("apply: got %v", err)
+			}
+			f, err := os.OpenFile(at+"/tar", os.O_RDWR|os.O_CREATE, 0o600)
+			if err != nil {
+				if err := os.RemoveAll(at + "/l"); err != nil {
+					t.Fatal(err)
+				}
+				if f, err = os.OpenFile(at+"/tar", os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			defer f.Close()
+			if _, err := Index(t.Context(), f, bytes.NewReader(data), Options{}); !errors.Is(err, errdef.ErrExhausted) || !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("index: got %v", err)
+			}
+		})
 	}
 }

@@ -121,7 +121,9 @@ func (s *Store) syncImage(ctx context.Context, id ID) (err error) {
 	s.snaps.Retain(layers)
 	s.mu.Unlock()
 	defer func() { err = errors.Join(err, s.snaps.Drop(layers)) }()
-	if err := s.snaps.Sync(ctx, layers); err != nil {
+	if err := s.snaps.Sync(ctx, layers); errors.Is(err, snapshot.ErrDamaged) {
+		return errors.Join(err, s.setAside(e)) // the disk did not take it, and would not say so again
+	} else if err != nil {
 		return err
 	}
 	name := recordName(id)

@@ -49,7 +49,7 @@ func (d directory) sync([]*Layer) error {
 	}
 	defer f.Close()
 	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return fmt.Errorf("sync layers: %w", err)
+		return fmt.Errorf("sync layers: %w: %w", err, ErrDamaged)
 	}
 	return nil
 }

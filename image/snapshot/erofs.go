@@ -139,7 +139,7 @@ func (e *erofs) sync(ls []*Layer) error {
 		err = unix.Fdatasync(int(f.Fd()))
 		f.Close()
 		if err != nil {
-			return fmt.Errorf("sync %s: %w", p, err)
+			return fmt.Errorf("sync %s: %w: %w", p, err, ErrDamaged)
 		}
 	}
 	return nil

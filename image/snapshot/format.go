@@ -34,7 +34,8 @@ type format interface {
 	// finish completes a layer that unpack left open with what those below have, whose
 	// directories come top first. It changes nothing in l but gives what has to be.
 	finish(l *Layer, below []string) (finished, error)
-	// sync makes the files durable.
+	// sync makes the files durable. ErrDamaged says that the kernel could not write them
+	// out. It says so once, and takes them for written from then on.
 	sync(ls []*Layer) error
 	// verify looks for damage: deep reads everything, else in no time.
 	verify(ctx context.Context, l *Layer, deep bool) error

@@ -18,11 +18,11 @@ import (
 	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
 
-// smallDisk mounts an ext4 of a few MiB.
-func smallDisk(t *testing.T) string {
+// smallDisk mounts an ext4 of a few MiB that is kept in a file of dir.
+func smallDisk(t *testing.T, dir string) string {
 	t.Helper()
 	testkit.Need(t, testkit.Root, testkit.Tool("mkfs.ext4"), testkit.Tool("mount"))
-	img, at := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	img, at := filepath.Join(dir, "disk"), t.TempDir()
 	if err := os.WriteFile(img, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func fill(t *testing.T, dir string) {
 
 func TestFullDisk(t *testing.T) {
 	each(t, func(t *testing.T, o Options) {
-		disk := smallDisk(t)
+		disk := smallDisk(t, t.TempDir())
 		o.Root = filepath.Join(disk, "root")
 		s := open(t, o)
 		if err := s.Collect(); err != nil {
@@ -143,4 +143,49 @@ func emptied(t testing.TB, o Options) {
 			return
 		}
 	}
+}
+
+// A disk that takes no more data, without saying so before it is told to sync: nothing of
+// the layers may become durable, and the second try must not succeed.
+func TestDiskThatFails(t *testing.T) {
+	each(t, func(t *testing.T, o Options) {
+		at := t.TempDir()
+		f, err := mount.New("tmpfs", "tmpfs", []string{"mode=700", "size=4m"}, mount.Attr{})
+		if err == nil {
+			err = mount.AttachPath(f, at)
+			f.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = mount.Detach(at) })
+		o.Root = filepath.Join(smallDisk(t, at), "root")
+		s := open(t, o)
+		random := make([]byte, 6<<20)
+		_, _ = rand.Read(random)
+		good, big := makeTar(t, "x", "a"), makeTar(t, string(random), "big")
+		first := add(t, s, good)
+		if err := s.Sync(t.Context(), first); err != nil {
+			t.Fatal(err)
+		}
+		ls := add(t, s, good, big)
+		if err := s.Sync(t.Context(), ls); !errors.Is(err, ErrDamaged) {
+			t.Fatalf("sync: got %v", err)
+		}
+		if err := s.Sync(t.Context(), ls); err != nil {
+			t.Errorf("sync once more: got %v", err)
+		}
+		if _, err := os.Stat(filepath.Join(o.Root, "layers", ls[1].Name+".json")); err == nil {
+			t.Error("what was lost has a durable record")
+		}
+		if _, ok := s.Hold(ls[1].DiffID, ""); ok {
+			t.Error("what was lost is still found")
+		}
+		if _, ok := s.Hold(ls[0].DiffID, ""); !ok {
+			t.Error("what was durable before is lost too")
+		}
+		if err := s.Close(); err != nil { // before the disk goes
+			t.Error(err)
+		}
+	})
 }

@@ -135,7 +135,9 @@ func (s *Store) finish(l *Layer, below []*Layer, chain digest.Digest) error {
 }
 
 // Sync makes published layers durable: their files are written out before their records
-// say so. It holds them meanwhile; those that are gone by now are left out.
+// say so. It holds them meanwhile; those that are gone by now are left out. When the disk
+// did not take them they are marked, and the error is ErrDamaged: to try again would
+// succeed, without the data.
 func (s *Store) Sync(ctx context.Context, ls []*Layer) error {
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
@@ -146,7 +148,13 @@ func (s *Store) Sync(ctx context.Context, ls []*Layer) error {
 	}
 	var err error
 	for f, ls := range by {
-		err = errors.Join(err, s.formats[f].sync(ls))
+		e := s.formats[f].sync(ls)
+		err = errors.Join(err, e)
+		for _, l := range ls {
+			if errors.Is(e, ErrDamaged) {
+				err = errors.Join(err, s.Damaged(l.Name))
+			}
+		}
 	}
 	if err == nil && ctx.Err() != nil {
 		err = fmt.Errorf("sync layers: %w", ctx.Err())

@@ -72,12 +72,17 @@ func TestLoadLayouts(t *testing.T) { // long: a table
 		"altered gzip": {func(b *box) {
 			b.index(b.image(runtime.GOARCH, "", "gzip", l1))
 			b.alter(sum(pack(b.t, "gzip", l1))[7:])
-		}, nil, sum(pack(t, "gzip", l1))[7:], errdef.ErrInvalid},
+		}, nil, "does not match its descriptor", errdef.ErrInvalid},
 		"altered config": {func(b *box) {
 			b.index(b.image(runtime.GOARCH, "", "", l1))
 			b.alter(sum(testConfig(runtime.GOARCH, "", l1))[7:])
 		}, nil, "does not match", errdef.ErrInvalid},
 		"wrong size": {func(b *box) { d := b.image(runtime.GOARCH, "", "", l1); d["size"] = 1; b.index(d) }, nil, "its descriptor says 1", errdef.ErrInvalid},
+		"wrong size of a layer": {func(b *box) {
+			cfg, l := b.blob(testConfig(runtime.GOARCH, "", l1)), b.blob(l1)
+			cfg["mediaType"], l["mediaType"], l["size"] = typeConfig, layerTypes[0], len(l1)+1
+			b.index(b.blob(marshal(map[string]any{"schemaVersion": 2, "mediaType": typeManifest, "config": cfg, "layers": []any{l}})))
+		}, nil, "the manifest says", errdef.ErrInvalid},
 		"layer is text": {func(b *box) {
 			b.index(b.image(runtime.GOARCH, "", "", []byte("hello")))
 		}, nil, "layer 0: \"blobs/sha256/" + sum([]byte("hello"))[7:] + "\" is no layer: it has 5 bytes", errdef.ErrInvalid},

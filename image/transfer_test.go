@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -293,7 +294,12 @@ func TestSoakFaults(t *testing.T) {
 			if rnd.IntN(4) == 0 {
 				time.AfterFunc(time.Duration(rnd.IntN(50))*time.Millisecond, cancel)
 			}
+			watch := time.AfterFunc(2*time.Minute, func() {
+				buf := make([]byte, 1<<20)
+				panic(fmt.Sprintf("a pull does not end:\n%s", buf[:runtime.Stack(buf, true)]))
+			})
 			got, err := s.Pull(ctx, PullRequest{Ref: ref})
+			watch.Stop()
 			cancel()
 			if err == nil {
 				counts["pulled"]++
@@ -333,7 +339,7 @@ func TestSoakFaults(t *testing.T) {
 func randomRules(rnd *rand.Rand, try int) (rules []faulty.Rule) {
 	at := rnd.IntN(3 << 20)
 	all := []faulty.Fault{faulty.Stall(at), faulty.Trickle(at, 3, 10*time.Millisecond), faulty.Reset(at), faulty.Truncate(at), faulty.Flip(at),
-		faulty.Status(500), faulty.Status(503, "Retry-After", "1"), faulty.Status(429), faulty.Status(404), faulty.Status(401), faulty.Length(7), faulty.Length(-7),
+		faulty.Status(500), faulty.Status(503, "Retry-After", "1"), faulty.Status(429), faulty.Status(404), faulty.StatusStall(404), faulty.Status(401), faulty.Length(7), faulty.Length(-7),
 		faulty.Longer(1 << 20), faulty.NoRange(at), faulty.NoRange(0), faulty.Unsatisfiable(), faulty.WrongRange(), faulty.Page(),
 		faulty.HugeHeader(1 << 20), faulty.Garbage(), faulty.Redirect(""), faulty.Header("Connection", "close"), faulty.Pause(100 * time.Millisecond)}
 	for range max(0, rnd.IntN(5)-try) {

@@ -253,6 +253,7 @@ func (h *host) askToken(ctx context.Context, method string, realm *url.URL, form
 	if err != nil {
 		return "", h.transportError(err)
 	}
+	resp.Body = limitTime(resp.Body, h.cfg.Stall)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return "", fmt.Errorf("token server %s: %w", realm.Host, h.tokenStatus(resp))

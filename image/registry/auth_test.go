@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/test/faulty"
@@ -150,6 +151,27 @@ func expiring(realm string, ok func(string) bool) faulty.Fault {
 			faulty.Truncate(512 << 10)(a)
 		}
 		a.All()
+	}
+}
+
+// TestTokenServerStalls: it is waited for no longer than a registry.
+func TestTokenServerStalls(t *testing.T) {
+	cfg := quick(t, "")
+	cfg.Stall, cfg.Attempts = stall, 2
+	c := client(t, cfg)
+	ts := newTokenServer(t)
+	ts.reply = func(w http.ResponseWriter, q *http.Request, _ int) bool {
+		_, _ = io.WriteString(w, `{"token":`)
+		_ = http.NewResponseController(w).Flush()
+		<-q.Context().Done()
+		return true
+	}
+	r := faulty.New(t, faulty.Plain)
+	r.Set(faulty.Rule{Do: bearer(ts.URL, any200)})
+	start := time.Now()
+	_, err := session(t, c, Credentials{}, r).Manifest(t.Context(), "1")
+	if !unavailable(err) || time.Since(start) > 10*time.Second {
+		t.Errorf("got %v after %v", err, time.Since(start))
 	}
 }
 

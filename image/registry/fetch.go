@@ -6,7 +6,6 @@ import (
 	"mime"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -44,7 +43,7 @@ func (s *Session) Manifest(ctx context.Context, ref string) (Document, error) {
 			return err
 		}
 		doc.MediaType = mediaType(resp)
-		doc.Body, err = s.readAll(ctx, resp)
+		doc.Body, err = readBounded(resp.Body, MaxDocument)
 		if err == nil && q.digest != "" {
 			err = content.Check(doc.Body, q.digest)
 		}
@@ -104,15 +103,4 @@ func mediaType(resp *http.Response) string {
 		return ""
 	}
 	return mt
-}
-
-// readAll reads a document with the same patience as a blob.
-func (s *Session) readAll(ctx context.Context, resp *http.Response) ([]byte, error) {
-	t := time.AfterFunc(s.cfg.Stall, func() { _ = resp.Body.Close() })
-	defer t.Stop()
-	data, err := readBounded(resp.Body, MaxDocument)
-	if err != nil && ctx.Err() != nil {
-		return nil, fmt.Errorf("read answer: %w", context.Cause(ctx))
-	}
-	return data, err
 }

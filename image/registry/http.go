@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -109,6 +110,9 @@ func (s *Session) do(ctx context.Context, h *host, r request) (*http.Response, e
 			return nil, h.transportError(err)
 		}
 		h.answered()
+		if kind != "blobs" { // whose transfer has an eye on it
+			resp.Body = limitTime(resp.Body, h.cfg.Stall)
+		}
 		own := resp.Request.URL.Host == u.Host // not a storage server's words
 		if resp.StatusCode != http.StatusUnauthorized || !first || !own {
 			return resp, nil
@@ -123,6 +127,39 @@ func (s *Session) do(ctx context.Context, h *host, r request) (*http.Response, e
 		}
 		closeBody(resp)
 	}
+}
+
+// timedBody gives up a body that takes too long in all: those of documents and errors,
+// which are small.
+type timedBody struct {
+	io.ReadCloser
+	limit time.Duration
+	timer *time.Timer
+	late  atomic.Bool
+}
+
+func limitTime(body io.ReadCloser, limit time.Duration) *timedBody {
+	b := &timedBody{ReadCloser: body, limit: limit}
+	b.timer = time.AfterFunc(limit, func() {
+		b.late.Store(true)
+		_ = body.Close() // ends a Read that waits
+	})
+	return b
+}
+
+// Read implements io.Reader.
+func (b *timedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && b.late.Load() {
+		err = fmt.Errorf("%w for %v", errStalled, b.limit)
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (b *timedBody) Close() error {
+	b.timer.Stop()
+	return b.ReadCloser.Close()
 }
 
 // closeBody reads a little of the rest, so that the connection can be used again.

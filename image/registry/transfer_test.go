@@ -209,6 +209,8 @@ func faultCases(elsewhere string) map[string]faultCase {
 		"a header without end":      {do: faulty.SlowHeader(10 * time.Millisecond), times: 1, gets: 2},
 		"always such a header":      {do: faulty.SlowHeader(10 * time.Millisecond), fails: unavailable},
 		"a huge header":             {do: faulty.HugeHeader(2 << 20), fails: unavailable, twice: lost},
+		"stalls with a 404":         {do: faulty.StatusStall(404), fails: is(errdef.ErrNotFound), gets: 1, twice: 1},
+		"stalls with a 401":         {do: faulty.StatusStall(401, "WWW-Authenticate", "Basic realm=x"), fails: unavailable, twice: 1},
 		"no HTTP":                   {do: faulty.Garbage(), fails: unavailable},
 		"redirected elsewhere":      {do: faulty.Redirect(elsewhere), gets: 1},
 		"a redirect to itself":      {do: faulty.Redirect(""), fails: is(errdef.ErrInvalid), gets: maxRedirects},
@@ -513,6 +515,8 @@ func TestDocuments(t *testing.T) {
 		"a login page":   {do: faulty.Page(), fails: is(errdef.ErrInvalid)},
 		"never a header": {do: faulty.SlowHeader(5 * time.Millisecond), fails: unavailable},
 		"stalls":         {do: faulty.Stall(2), fails: unavailable},
+		"stalls, 404":    {do: faulty.StatusStall(404), fails: is(errdef.ErrNotFound)},
+		"stalls, 401":    {do: faulty.StatusStall(401, "WWW-Authenticate", "Basic realm=x"), fails: is(errdef.ErrDenied)},
 		"another digest": {do: faulty.Flip(2), fails: is(errdef.ErrInvalid)},
 		"too large":      {do: func(a *faulty.Answer) { a.Body = make([]byte, MaxDocument+1); a.All() }, fails: is(errdef.ErrInvalid)},
 	} {
@@ -524,7 +528,7 @@ func TestDocuments(t *testing.T) {
 			}
 			bad.Set(faulty.Rule{Path: "/manifests/", Times: tc.times, Do: tc.do})
 			cfg := quick(t, "")
-			if name == "stalls" || name == "never a header" {
+			if strings.HasPrefix(name, "stalls") || name == "never a header" {
 				cfg.Stall = stall
 			}
 			c := client(t, cfg)

@@ -197,6 +197,17 @@ func Flip(at int) Fault {
 	}
 }
 
+// StatusStall answers with a status and a body that never comes.
+func StatusStall(code int, header ...string) Fault {
+	return func(a *Answer) {
+		a.Header = pairs(append(header, "Content-Length", "100"))
+		a.Reply(code)
+		a.Send([]byte("{"))
+		for a.wait(time.Hour) {
+		}
+	}
+}
+
 // Status answers with a status and headers given as key and value in turn.
 func Status(code int, header ...string) Fault {
 	return func(a *Answer) {

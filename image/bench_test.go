@@ -46,9 +46,7 @@ func BenchmarkPull(b *testing.B) {
 					b.Fatal(err)
 				}
 				b.StopTimer()
-				if err := s.Remove(b.Context(), id); err != nil {
-					b.Fatal(err)
-				}
+				mustRemove(b, s, id)
 				b.StartTimer()
 			}
 		})
@@ -80,9 +78,7 @@ func BenchmarkPullImages(b *testing.B) {
 					b.Fatal(err)
 				}
 				b.SetBytes(img.Size)
-				if err := s.Remove(b.Context(), string(id)); err != nil {
-					b.Fatal(err)
-				}
+				mustRemove(b, s, string(id))
 				for len(entries(b, filepath.Join(s.opt.Root, "trash"))) > 0 {
 					time.Sleep(time.Millisecond) // deleting is not part of the next pull
 				}

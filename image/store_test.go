@@ -31,7 +31,7 @@ func mustPull(t *testing.T, s *Store, ref string) ID {
 
 // mustRemove removes an image and its layers. One that is being synced keeps them a
 // little longer, and a pull would find them.
-func mustRemove(t *testing.T, s *Store, ref string) {
+func mustRemove(t testing.TB, s *Store, ref string) {
 	t.Helper()
 	if err := errors.Join(s.Flush(t.Context()), s.Remove(t.Context(), ref)); err != nil {
 		t.Fatal(err)

@@ -70,7 +70,7 @@ var direct = map[string]string{
 	"github.com/moby/sys/mountinfo":           "parsing /proc/self/mountinfo",
 	"github.com/opencontainers/go-digest":     "digests and their verification",
 	"github.com/opencontainers/image-spec":    "manifests, indexes and configurations",
-	"github.com/klauspost/compress":           "zstd, and a gzip faster than the standard library's",
+	"github.com/klauspost/compress":           "zstd; gzip for archives that are saved",
 	"github.com/pelletier/go-toml/v2":         "hosts.toml",
 	"github.com/spf13/cobra":                  "the command line",
 	"github.com/spf13/pflag":                  "its flags",

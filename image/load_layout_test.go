@@ -83,6 +83,11 @@ func TestLoadLayouts(t *testing.T) { // long: a table
 			cfg["mediaType"], l["mediaType"], l["size"] = typeConfig, layerTypes[0], len(l1)+1
 			b.index(b.blob(marshal(map[string]any{"schemaVersion": 2, "mediaType": typeManifest, "config": cfg, "layers": []any{l}})))
 		}, nil, "the manifest says", errdef.ErrInvalid},
+		"altered, of no image": {func(b *box) {
+			b.blob(pack(t, "gzip", l2))
+			b.alter("")
+			b.index(b.image(runtime.GOARCH, "", "", l1))
+		}, nil, "does not match its descriptor", errdef.ErrInvalid},
 		"layer is text": {func(b *box) {
 			b.index(b.image(runtime.GOARCH, "", "", []byte("hello")))
 		}, nil, "layer 0: \"blobs/sha256/" + sum([]byte("hello"))[7:] + "\" is no layer: it has 5 bytes", errdef.ErrInvalid},

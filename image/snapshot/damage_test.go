@@ -197,6 +197,12 @@ func TestContainersOfDamagedLayersGoOn(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if _, err := s.Prepare(t.Context(), Request{Key: "c2", Image: "i", Layers: ls}); !errors.Is(err, ErrDamaged) {
+			t.Errorf("snapshot of a damaged layer: got %v", err)
+		}
+		if _, err := s.Prepare(t.Context(), Request{Key: "c", Image: "i", Layers: ls}); err != nil {
+			t.Errorf("snapshot that is there: got %v", err)
+		}
 		for i := range 3 {
 			if i == 1 { // the process ended in the middle of marking
 				if err := os.WriteFile(durable, record, 0o600); err != nil {

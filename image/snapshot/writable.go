@@ -101,9 +101,9 @@ func (s *Store) Prepare(_ context.Context, q Request) (fs Rootfs, err error) {
 		s.mu.Unlock()
 		return s.again(sn, q)
 	}
-	s.snaps[q.Key] = nil
-	for _, l := range q.Layers {
-		s.held[l.Name].refs++
+	if err := s.beginLocked(q); err != nil {
+		s.mu.Unlock()
+		return Rootfs{}, err
 	}
 	s.mu.Unlock()
 	sn = &snap{record: record{Version: recordVersion, Image: q.Image}, layers: q.Layers}
@@ -135,6 +135,21 @@ func (s *Store) Prepare(_ context.Context, q Request) (fs Rootfs, err error) {
 	s.snaps[q.Key] = sn
 	s.mu.Unlock()
 	return fs, nil
+}
+
+// beginLocked reserves the key and holds the layers, unless one was found damaged since
+// the image got them.
+func (s *Store) beginLocked(q Request) error {
+	for _, l := range q.Layers {
+		if s.held[l.Name].Damaged {
+			return fmt.Errorf("layer %s: %w", l.DiffID, ErrDamaged)
+		}
+	}
+	s.snaps[q.Key] = nil
+	for _, l := range q.Layers {
+		s.held[l.Name].refs++
+	}
+	return nil
 }
 
 func (s *Store) again(sn *snap, q Request) (Rootfs, error) {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"strings"
@@ -84,7 +85,7 @@ func TestLoadLayouts(t *testing.T) { // long: a table
 			b.index(b.blob(marshal(map[string]any{"schemaVersion": 2, "mediaType": typeManifest, "config": cfg, "layers": []any{l}})))
 		}, nil, "the manifest says", errdef.ErrInvalid},
 		"altered, of no image": {func(b *box) {
-			b.blob(pack(t, "gzip", l2))
+			b.blob(pack(t, "gzip", noise(t)))
 			b.alter("")
 			b.index(b.image(runtime.GOARCH, "", "", l1))
 		}, nil, "does not match its descriptor", errdef.ErrInvalid},
@@ -233,4 +234,13 @@ func (b *box) alter(part string) {
 			b.files[i].body = string(body)
 		}
 	}
+}
+
+// noise is a layer that compression does not make small.
+func noise(t *testing.T) []byte {
+	t.Helper()
+	body := make([]byte, 64<<10)
+	rng := rand.NewChaCha8([32]byte{})
+	_, _ = rng.Read(body)
+	return makeTar(t, file{name: "noise", body: string(body)})
 }

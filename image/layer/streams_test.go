@@ -18,6 +18,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-runtime/cri-runtime/image/erofs"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
@@ -349,5 +350,17 @@ func TestDiskFull(t *testing.T) {
 				t.Errorf("index: got %v", err)
 			}
 		})
+	}
+}
+
+// TestLargestXattrs holds the limits of the checks against the writer's; most filesystems
+// of directories hold less.
+func TestLargestXattrs(t *testing.T) {
+	es := []entry{{"x", tar.TypeReg, "", attrs("user.1", strings.Repeat("v", maxXattr), "user.2", strings.Repeat("v", maxXattr), "user.3", strings.Repeat("v", maxXattr))},
+		{"y/", tar.TypeDir, "", attrs("user."+strings.Repeat("n", 250), "v", "user.empty", "")}}
+	f := forms["index"](t).(*indexForm)
+	mustApply(t, f, es...)
+	if _, err := erofs.Write(io.Discard, f.x.Tree, erofs.Options{DeviceSize: f.x.Size}); err != nil {
+		t.Errorf("what the checks accept the writer refuses: %v", err)
 	}
 }

@@ -85,7 +85,7 @@ func TestLoadLayouts(t *testing.T) { // long: a table
 			b.index(b.blob(marshal(map[string]any{"schemaVersion": 2, "mediaType": typeManifest, "config": cfg, "layers": []any{l}})))
 		}, nil, "the manifest says", errdef.ErrInvalid},
 		"altered, of no image": {func(b *box) {
-			b.blob(pack(t, "gzip", noise(t)))
+			b.blob(pack(t, "gzip", random(t)))
 			b.alter("")
 			b.index(b.image(runtime.GOARCH, "", "", l1))
 		}, nil, "does not match its descriptor", errdef.ErrInvalid},
@@ -236,8 +236,8 @@ func (b *box) alter(part string) {
 	}
 }
 
-// noise is a layer that compression does not make small.
-func noise(t *testing.T) []byte {
+// random is a layer that compression does not make small.
+func random(t *testing.T) []byte {
 	t.Helper()
 	body := make([]byte, 64<<10)
 	rng := rand.NewChaCha8([32]byte{})

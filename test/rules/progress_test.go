@@ -230,6 +230,40 @@ func TestPullSaysWhyItWaits(t *testing.T) {
 	}
 }
 
+// TestResumedBytesShow: what a killed daemon had received, after the first two seconds
+// which nothing is kept of, is not transferred again, and counted apart.
+func TestResumedBytesShow(t *testing.T) {
+	n, r, layer := slowNode(t)
+	r.Set(registries.Rule{Path: layer, Times: 1, Do: registries.Trickle(0, 64<<10, 100*time.Millisecond)})
+	pulled := make(chan error, 1)
+	go func() {
+		_, err := n.kubeletPull(t.Context(), slowImage)
+		pulled <- err
+	}()
+	eventually(t, "2.4 MB", func() bool { // of 3.1, after 3.7 s
+		p, _ := n.pullInfo(t, slowImage)
+		return len(p.Layers) > 0 && p.Layers[0].Done > 2_400_000
+	})
+	n.Kill()
+	if err := <-pulled; err == nil {
+		t.Error("the pull of a killed daemon succeeded")
+	}
+	n.Start(t)
+	if _, err := n.kubeletPull(t.Context(), slowImage); err != nil {
+		t.Fatal(err)
+	}
+	var list struct{ Pulls []store.PullStatus }
+	if err := json.Unmarshal([]byte(n.must(t, "pulls", "-o", "json", "--admin", n.adminSocket())), &list); err != nil || len(list.Pulls) != 1 {
+		t.Fatalf("pulls: got %+v, %v", list, err)
+	}
+	if p := list.Pulls[0]; p.Resumed < 1<<19 || p.Layers[0].Resumed != p.Resumed || p.Done != p.Total {
+		t.Errorf("got %+v", p)
+	}
+	if m := n.admin(t, "/metrics"); !strings.Contains(m, fmt.Sprintf("\ncri_runtime_image_pull_resumed_bytes_total %d\n", list.Pulls[0].Resumed)) {
+		t.Errorf("metrics: got %s", m)
+	}
+}
+
 // TestPullOnATerminal draws bars, and ends with the id.
 func TestPullOnATerminal(t *testing.T) {
 	n, r, _ := slowNode(t)

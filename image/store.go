@@ -24,6 +24,10 @@ import (
 
 const recordVersion = 1
 
+// maxEntries bounds the entries of a layer, which are in memory while it is unpacked, with
+// 210 bytes each. Large layers in the field have some 300,000.
+const maxEntries = 1 << 20
+
 // Options say where a Store keeps things and how it pulls. Zero values of what is not
 // a path mean the defaults.
 type Options struct {
@@ -101,7 +105,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		}
 	}
 	snaps, err := snapshot.Open(ctx, snapshot.Options{Root: o.Root, State: o.State, Format: o.LayerStore,
-		Layer: layer.Options{MaxBytes: o.MaxLayerBytes, MaxEntries: 8 << 20}})
+		Layer: layer.Options{MaxBytes: o.MaxLayerBytes, MaxEntries: maxEntries}})
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}

@@ -16,7 +16,6 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -164,13 +163,12 @@ func TestPullIsSeen(t *testing.T) {
 		t.Errorf("pulls in JSON: got %+v, %v", list, err)
 	}
 	// Another caller joins, and sees how far it is; a watcher sees the end.
-	var wait sync.WaitGroup
-	var joined, watched string
-	wait.Go(func() { joined, _, _ = n.command(t, "pull", "--connect", n.Socket, slowImage) })
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	wait.Go(func() { watched = n.watch(ctx, t) })
-	time.Sleep(time.Second) // for both to look: nothing else shows it
+	joined, watched := n.begin(t, "pull", "--connect", n.Socket, slowImage), n.begin(t, "pulls", "--watch", "--admin", n.adminSocket())
+	for _, c := range []*running{joined, watched} {
+		eventually(t, "a look at the first layer", func() bool {
+			return strings.Contains(c.String(), layer[7:19]+" downloading, 3.1 MB from "+r.Host())
+		})
+	}
 	close(open)
 	if err := <-pulled; err != nil {
 		t.Fatal(err)
@@ -178,14 +176,13 @@ func TestPullIsSeen(t *testing.T) {
 	if _, ok := n.pullInfo(t, slowImage); ok {
 		t.Error("the pull shows after its end")
 	}
-	time.Sleep(time.Second)
-	stop()
-	wait.Wait()
-	if !strings.Contains(joined, layer[7:19]+" downloading, 3.1 MB from "+r.Host()) || !strings.HasSuffix(joined, "\n"+id+"\n") {
-		t.Errorf("pull: got\n%s", joined)
+	if err := joined.cmd.Wait(); err != nil || !strings.HasSuffix(joined.String(), "\n"+id+"\n") {
+		t.Errorf("pull: got %v\n%s", err, joined)
 	}
-	if !strings.Contains(watched, slowImage+" done, 3.1 MB in ") {
-		t.Errorf("pulls --watch: got\n%s", watched)
+	eventually(t, "a word on the end", func() bool { return strings.Contains(watched.String(), slowImage+" done, 3.1 MB in ") })
+	_ = watched.cmd.Process.Signal(os.Interrupt)
+	if err := watched.cmd.Wait(); err != nil {
+		t.Errorf("pulls --watch: got %v after Ctrl-C\n%s", err, watched)
 	}
 	if got := r.Sent(layer); got > 4<<20 {
 		t.Errorf("the layer was sent more than once: %d bytes", got)
@@ -195,15 +192,34 @@ func TestPullIsSeen(t *testing.T) {
 	}
 }
 
-// watch runs `pulls --watch` until ctx ends as Ctrl-C does.
-func (n *node) watch(ctx context.Context, t *testing.T) string {
-	cmd := exec.CommandContext(ctx, filepath.Join(lab.Here(t).Bin, "cri-runtime"), "pulls", "--watch", "--admin", n.adminSocket())
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
-	out, err := cmd.Output()
-	if err != nil && ctx.Err() == nil {
-		t.Errorf("pulls --watch: %v", err)
+// running is our program at work, with what it has printed so far.
+type running struct {
+	cmd *exec.Cmd
+	mu  sync.Mutex
+	out bytes.Buffer
+}
+
+func (r *running) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.Write(p)
+}
+
+func (r *running) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.out.String()
+}
+
+// begin starts our program; the test waits for it, or its end kills it.
+func (n *node) begin(t *testing.T, args ...string) *running {
+	t.Helper()
+	r := &running{cmd: exec.CommandContext(t.Context(), filepath.Join(lab.Here(t).Bin, "cri-runtime"), args...)}
+	r.cmd.Stdout, r.cmd.Stderr = r, r
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	return string(out)
+	return r
 }
 
 // TestPullSaysWhyItWaits: a registry that asks for patience shows as that, with its word.

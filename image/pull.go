@@ -163,6 +163,7 @@ func (s *Store) pull(ctx context.Context, r reference, cred registry.Credentials
 		return "", err
 	}
 	defer sess.Close()
+	sess.Observe(t.observer())
 	if s.has(r) {
 		// A registry that cannot answer this gets the full question.
 		if d, err := sess.Digest(ctx, r.version()); err == nil {

@@ -94,6 +94,8 @@ type Session struct {
 	hosts  []*host
 	client *Client
 
+	observer Observer // of documents
+
 	mu     sync.Mutex
 	doubts map[digest.Digest]*doubt
 }
@@ -104,7 +106,7 @@ func (c *Client) Open(repo Repository, cred Credentials) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure registry %s: %w", repo.Host, err)
 	}
-	s := &Session{cfg: c.cfg, repo: repo, client: c}
+	s := &Session{cfg: c.cfg, repo: repo, client: c, observer: unobserved{}}
 	for _, ep := range eps {
 		h, err := newHost(ep, c.cfg)
 		if err != nil {
@@ -121,6 +123,15 @@ func (c *Client) Open(repo Repository, cred Credentials) (*Session, error) {
 		s.hosts = append(s.hosts, h)
 	}
 	return s, nil
+}
+
+// Observe sets who is told which host gives manifests and what they wait for, before the
+// first is asked for; nil is nobody. Blobs have observers of their own.
+func (s *Session) Observe(o Observer) {
+	s.observer = unobserved{}
+	if o != nil {
+		s.observer = o
+	}
 }
 
 // Close gives up idle connections.

@@ -146,11 +146,17 @@ func (s *Session) hasSpoken() bool {
 func (s *Session) persist(ctx context.Context, q ask, try func(*host) error) error {
 	var a attempts
 	for {
-		err := s.each(ctx, q, try)
+		err := s.each(ctx, q, func(h *host) error {
+			err := try(h)
+			if err == nil {
+				s.observer.Host(h.URL.Host)
+			}
+			return err
+		})
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if err := a.again(ctx, s, unobserved{}, err); err != nil {
+		if err := a.again(ctx, s, s.observer, err); err != nil {
 			return err
 		}
 	}

@@ -532,7 +532,13 @@ func TestDocuments(t *testing.T) {
 				cfg.Stall = stall
 			}
 			c := client(t, cfg)
-			doc, err := session(t, c, Credentials{}, bad).Manifest(t.Context(), faulty.Digest(body))
+			s := session(t, c, Credentials{}, bad)
+			var o counter
+			s.Observe(&o)
+			doc, err := s.Manifest(t.Context(), faulty.Digest(body))
+			if tc.fails == nil && (len(o.waits) != tc.times || len(o.hosts) != 1) {
+				t.Errorf("observed: hosts %v, waits %q", o.hosts, o.waits)
+			}
 			if tc.fails == nil && (err != nil || doc.MediaType != mt || !bytes.Equal(doc.Body, body)) || tc.fails != nil && !tc.fails(err) {
 				t.Errorf("got %+v, %v", doc, err)
 			}

@@ -37,7 +37,7 @@ type chunk struct {
 func readAhead(r io.Reader) *ahead {
 	a := &ahead{full: make(chan chunk, chunkAhead), free: make(chan *[chunkSize]byte, chunkAhead), quit: make(chan struct{})}
 	for range chunkAhead {
-		a.free <- chunks.Get().(*[chunkSize]byte) //nolint:errcheck // the pool has nothing else
+		a.free <- chunks.Get().(*[chunkSize]byte)
 	}
 	a.done.Go(func() { a.fill(r) })
 	return a

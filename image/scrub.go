@@ -15,8 +15,9 @@ import (
 
 // scrubber reads an image once per boot, after its first use, and compares it with its
 // digests: disks lose bits, and some lie about what they have written before a power cut.
-// It takes the processor and the disk only when nobody else wants them. What has been
-// pulled in this boot was compared while it came.
+// It takes the disk only when nobody else wants it; the processor, at a second per GB, as
+// all do: a thread that is starved while it holds the lock would stop everybody. What has
+// been pulled in this boot was compared while it came.
 type scrubber struct {
 	wake   chan struct{}
 	done   sync.WaitGroup
@@ -92,15 +93,14 @@ func (s *Store) runScrub(ctx context.Context) {
 	}
 }
 
-// idle lowers this thread below all others, for processor and disk.
+// idle lowers this thread below all others, for the disk.
 func idle() error {
-	err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 	const (
 		whoProcess = 1       // IOPRIO_WHO_PROCESS: 0 is this thread
 		classIdle  = 3 << 13 // IOPRIO_CLASS_IDLE, include/uapi/linux/ioprio.h
 	)
-	if _, _, e := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, classIdle); e != 0 {
-		err = errors.Join(err, e)
+	if _, _, err := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, classIdle); err != 0 {
+		return err
 	}
-	return err
+	return nil
 }

@@ -110,7 +110,7 @@ func (s *Store) syncNext(ctx context.Context) (more bool, err error) {
 
 // syncImage makes the layers durable, then the record that says so. The lock is not held
 // meanwhile: the image may be removed or get another name at any time.
-func (s *Store) syncImage(ctx context.Context, id ID) (err error) {
+func (s *Store) syncImage(ctx context.Context, id ID) error {
 	s.mu.Lock()
 	e := s.images[id]
 	if e == nil {
@@ -118,9 +118,8 @@ func (s *Store) syncImage(ctx context.Context, id ID) (err error) {
 		return nil
 	}
 	rec, layers := e.rec, slices.Clone(e.layers)
-	s.snaps.Retain(layers)
 	s.mu.Unlock()
-	defer func() { err = errors.Join(err, s.snaps.Drop(layers)) }()
+	// The layers are not held: a removal frees at once what it can.
 	if err := s.snaps.Sync(ctx, layers); errors.Is(err, snapshot.ErrDamaged) {
 		return errors.Join(err, s.setAside(e)) // the disk did not take it, and would not say so again
 	} else if err != nil {

@@ -133,7 +133,9 @@ func (e *erofs) sync(ls []*Layer) error {
 	}
 	for _, p := range append(paths, e.dir) {
 		f, err := os.Open(p)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // deleted meanwhile: no record will be written, or it goes again
+		} else if err != nil {
 			return fmt.Errorf("sync layers: %w", err)
 		}
 		err = unix.Fdatasync(int(f.Fd()))

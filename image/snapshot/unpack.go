@@ -135,9 +135,9 @@ func (s *Store) finish(l *Layer, below []*Layer, chain digest.Digest) error {
 }
 
 // Sync makes published layers durable: their files are written out before their records
-// say so. It holds them meanwhile; those that are gone by now are left out. When the disk
-// did not take them they are marked, and the error is ErrDamaged: to try again would
-// succeed, without the data.
+// say so. It does not keep them: a layer that is deleted meanwhile is gone at once. When
+// the disk did not take them they are marked, and the error is ErrDamaged: to try again
+// would succeed, without the data.
 func (s *Store) Sync(ctx context.Context, ls []*Layer) error {
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
@@ -164,31 +164,36 @@ func (s *Store) Sync(ctx context.Context, ls []*Layer) error {
 			err = s.recordDurable(l)
 		}
 	}
-	return errors.Join(err, s.Drop(todo))
+	return err
 }
 
-// unsynced holds those layers that have no durable record yet.
+// unsynced gives those layers that have no durable record yet, and are to get one.
 func (s *Store) unsynced(ls []*Layer) (todo []*Layer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range ls {
 		h := s.held[l.Name]
 		if h != nil && h.phase == published && !h.Damaged && !slices.Contains(todo, h.Layer) {
-			h.refs++
 			todo = append(todo, h.Layer)
 		}
 	}
 	return todo
 }
 
+// recordDurable writes the record, and takes it back if the layer has gone meanwhile.
+// Were the process to end in between, the record would name files that are not there,
+// which Open notices.
 func (s *Store) recordDurable(l *Layer) error {
+	if len(s.unsynced([]*Layer{l})) == 0 {
+		return nil
+	}
 	if err := s.layers.Put(l.Name, l); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h := s.held[l.Name] // we hold it
-	if h.Damaged {
+	h := s.held[l.Name]
+	if h == nil || h.Damaged {
 		return s.layers.Delete(l.Name)
 	}
 	h.phase = durable

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -368,4 +369,31 @@ func useOnce(t *testing.T, s *Store, key string, tars [][]byte, want map[string]
 	}
 	_ = want
 	return nil
+}
+
+// A layer that is deleted while it is synced is gone, with all its records.
+func TestDeletedWhileSynced(t *testing.T) {
+	each(t, func(t *testing.T, o Options) {
+		s := open(t, o)
+		if err := s.Collect(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 20 {
+			ls := add(t, s, makeTar(t, strings.Repeat("x", 1<<20), "a", fmt.Sprint(i)))
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if err := s.Sync(t.Context(), ls); err != nil {
+					t.Errorf("sync: %v", err)
+				}
+			})
+			time.Sleep(time.Duration(i) * 300 * time.Microsecond)
+			if err := s.Drop(ls); err != nil {
+				t.Error(err)
+			}
+			wg.Wait()
+			if got := left(t, o); len(got) != 0 {
+				t.Fatalf("round %d: left %v", i, got)
+			}
+		}
+	})
 }

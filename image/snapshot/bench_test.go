@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -102,7 +101,7 @@ func BenchmarkRoot(b *testing.B) {
 		for _, n := range []int{1, 20} {
 			for _, shared := range []bool{false, true} {
 				b.Run(fmt.Sprintf("%d layers, shared %v", n, shared), func(b *testing.B) {
-					o.Root = filepath.Join(b.TempDir(), "r")
+					o.Root, o.State = b.TempDir(), b.TempDir()
 					s := open(b, o)
 					var tars [][]byte
 					for i := range n {

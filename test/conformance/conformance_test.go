@@ -32,18 +32,27 @@ func TestConformance(t *testing.T) {
 	if *benchmark {
 		t.Skip("-benchmark is given")
 	}
-	n := startNode(t)
-	before := n.warmUp(t)
-	for i := range *serial {
-		t.Run(fmt.Sprintf("serial-%d", i+1), func(t *testing.T) {
-			n.checkSuite(t, n.run(t))
-			n.checkClean(t, before)
+	// Serially over the layer store that the kernel is best at, then at once over the other.
+	if *serial > 0 {
+		t.Run("auto", func(t *testing.T) {
+			n := startNode(t, "auto")
+			before := n.warmUp(t)
+			for i := range *serial {
+				t.Run(fmt.Sprintf("serial-%d", i+1), func(t *testing.T) {
+					n.checkSuite(t, n.run(t))
+					n.checkClean(t, before)
+				})
+			}
 		})
 	}
 	if *workers > 1 {
-		t.Run(fmt.Sprintf("workers-%d", *workers), func(t *testing.T) {
-			n.checkSuite(t, n.run(t, fmt.Sprintf("-parallel=%d", *workers)))
-			n.checkClean(t, before)
+		t.Run("directory", func(t *testing.T) {
+			n := startNode(t, "directory")
+			before := n.warmUp(t)
+			t.Run(fmt.Sprintf("workers-%d", *workers), func(t *testing.T) {
+				n.checkSuite(t, n.run(t, fmt.Sprintf("-parallel=%d", *workers)))
+				n.checkClean(t, before)
+			})
 		})
 	}
 }
@@ -54,7 +63,7 @@ func TestBenchmark(t *testing.T) {
 	if !*benchmark {
 		t.Skip("give -benchmark to run it")
 	}
-	n := startNode(t)
+	n := startNode(t, "auto")
 	before := n.warmUp(t)
 	out := filepath.Join(n.Dir, "benchmarks")
 	params := filepath.Join(n.Dir, "params.yaml")

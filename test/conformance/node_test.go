@@ -28,11 +28,12 @@ type node struct {
 	fresh lab.Snapshot // before the daemon's start
 }
 
-// startNode prepares the namespaces and starts everything; the test's end stops it.
-func startNode(t *testing.T) *node {
+// startNode prepares the namespaces and starts everything, with a daemon that keeps new
+// layers in store; the test's end stops it.
+func startNode(t *testing.T, store string) *node {
 	t.Helper()
 	here := lab.Here(t)
-	dir := filepath.Join(here.Work, "node")
+	dir := filepath.Join(here.Work, store)
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +45,7 @@ func startNode(t *testing.T) *node {
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
-	n := &node{Daemon: lab.NewDaemon(t, dir, "--take-away"), tools: here.Tools}
+	n := &node{Daemon: lab.NewDaemon(t, dir, "--take-away", "--layer-store", store), tools: here.Tools}
 	n.Env = []string{"PATH=" + os.Getenv("PATH") + ":" + n.tools}
 	n.command(here.Cgroup)
 	n.startRegistry(t)

@@ -6,7 +6,7 @@ TOOLS   := $(GO) tool -modfile=hack/tools/go.mod
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 # Everything but the packages that run the built program. As root, a need that a test misses is a failure and no skip.
-UNITS   = $(shell $(GO) list ./... | grep -v -e /test/e2e -e /test/conformance -e /test/rules -e /test/container -e /test/fault)
+UNITS   = $(shell $(GO) list ./... | grep -v -e /test/e2e -e /test/conformance -e /test/rules -e /test/container -e /test/fault -e /test/power)
 STRICT := $(if $(filter 0,$(shell id -u)),1)
 export CRI_TEST_STRICT ?= $(STRICT)
 
@@ -46,7 +46,7 @@ test: setup build check e2e conformance ## everything that CI runs
 
 e2e: ## the built program on a real kernel: the kubelet's rules, make run, restarts, and a kubelet where one has been built
 	hack/testtools.sh crictl >/dev/null
-	$(GO) test -timeout 20m ./test/rules ./test/container/... ./test/fault/... ./test/e2e
+	$(GO) test -timeout 20m ./test/rules ./test/container/... ./test/fault/... ./test/power ./test/e2e
 
 RUNS    ?= 1
 WORKERS ?= 4
@@ -81,6 +81,11 @@ fuzz: ## each fuzz target for FUZZTIME=30s
 	@git grep -lE '^func Fuzz' -- '*_test.go' | while read -r file; do \
 		for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$file"); do \
 			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" || exit 1; done; done
+
+SOAK ?= 15m
+soak: ## random faults of registries for SOAK=15m, then hundreds of power cuts (root; half an hour)
+	CRI_SOAK=$(SOAK) $(GO) test -timeout 2h -v -run TestSoakFaults ./image
+	CRI_SOAK=1 $(GO) test -timeout 2h -v -run TestPowerCut ./test/power
 
 bench: ## Go benchmarks, ten runs each, for benchstat
 	$(GO) test -run '^$$' -bench . -count 10 $(UNITS)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -135,7 +136,7 @@ func TestPowerCut(t *testing.T) {
 					t.Fatalf("round %d, spared: %v, seed %d", round, how, seed)
 				}
 			}
-			t.Logf("%d rounds, %d flushes: %+v", rounds(), d.flushes, sum)
+			t.Logf("%d rounds, %d flushes: %+v", rounds(), d.flushed(), sum)
 			if sum.images == 0 || sum.orphans == 0 || sum.unflushed == 0 || sum.promised == 0 {
 				t.Errorf("the cuts hit nothing: %+v", sum)
 			}
@@ -144,7 +145,7 @@ func TestPowerCut(t *testing.T) {
 }
 
 func rounds() int {
-	if *long {
+	if long {
 		return 200
 	}
 	return 20
@@ -254,8 +255,9 @@ func TestPowerCutOfDaemon(t *testing.T) {
 	n.Start(t)
 	t.Cleanup(func() { n.Stop(t) })
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- churn(ctx, n, r) }()
+	var churning sync.WaitGroup
+	var failed error
+	churning.Go(func() { failed = churn(ctx, n, r) })
 	var sum stats
 	for round := range max(3, rounds()/4) {
 		time.Sleep(rand.N(time.Second))
@@ -267,10 +269,14 @@ func TestPowerCutOfDaemon(t *testing.T) {
 		}
 	}
 	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
+	churning.Wait()
+	if failed != nil {
+		t.Error(failed)
 	}
-	t.Logf("%d flushes: %+v", d.flushes, sum)
+	t.Logf("%d flushes: %+v", d.flushed(), sum)
+	if d.flushed() == 0 {
+		t.Error("the daemon has made nothing durable")
+	}
 }
 
 // churn pulls and removes images through the daemon.

@@ -37,7 +37,7 @@ const (
 	maxPages  = 1 << 22
 )
 
-// Cut says which of the writes since the last flush a power cut spares.
+// A cut says which of the writes since the last flush a power cut spares.
 type cut int
 
 const (
@@ -207,6 +207,13 @@ func (d *disk) flush() {
 	d.flushes++
 }
 
+// flushed counts the flushes so far.
+func (d *disk) flushed() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.flushes
+}
+
 // cut writes to path what the disk may hold after a power cut at this moment, and tells
 // how many of the writes since the last flush there were.
 func (d *disk) cut(t *testing.T, path string, how cut, rng *rand.Rand) (unflushed int) {
@@ -235,6 +242,7 @@ func (d *disk) cut(t *testing.T, path string, how cut, rng *rand.Rand) (unflushe
 		keep = 0
 	case prefix:
 		keep = rng.IntN(keep + 1)
+	default:
 	}
 	for _, w := range d.pending[:keep] {
 		if how != subset {

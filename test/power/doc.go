@@ -6,5 +6,6 @@
 // disk with a volatile write cache may hold after a cut. A copy of a backing file that is
 // being written to would be of no one moment.
 //
-// Everything runs in package lab's namespaces. -long makes the rounds many: make soak.
+// Everything runs in package lab's namespaces; goroutines and mounts end with their test.
+// CRI_SOAK=1 makes the rounds many: make soak.
 package power

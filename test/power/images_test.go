@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -57,9 +58,7 @@ func newRegistry(t *testing.T) *registry {
 		top["d/1/.wh.1"] = ""                                // hides
 		want := tree{}
 		for _, m := range []tree{shared, own, top} {
-			for name, body := range m {
-				want[name] = body
-			}
+			maps.Copy(want, m)
 		}
 		delete(want, "d/1/.wh.1")
 		delete(want, "d/1/1")

@@ -1,14 +1,14 @@
 package power
 
 import (
-	"flag"
 	"os"
 	"testing"
 
 	"github.com/cri-runtime/cri-runtime/test/container/node"
 )
 
-var long = flag.Bool("long", false, "hundreds of rounds, many minutes")
+// long makes the rounds many: CRI_SOAK, as in package image.
+var long = os.Getenv("CRI_SOAK") != ""
 
 func TestMain(m *testing.M) {
 	if os.Getenv(workerEnv) != "" { // in namespaces already, and no test

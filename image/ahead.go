@@ -6,8 +6,7 @@ import (
 )
 
 // A pipeline's stages hand on chunks of this size, at most so many of them ahead of the
-// stage that takes them. With the four boundaries of two stages in each of parallelLayers
-// pipelines a pull keeps at most 8 MiB between stages.
+// stage that takes them: with two boundaries 2 MiB for each layer in work.
 const (
 	chunkSize  = 256 << 10
 	chunkAhead = 4

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -23,9 +24,10 @@ import (
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
 
-// parallelLayers bounds the layers in work per pull: enough to keep cores and network
-// busy, few enough that small machines keep their memory.
-const parallelLayers = 4
+// parallelLayers bounds the layers in work per pull: one more than there are processors,
+// so that none of them waits for a host, and not more than four, since each takes 2 MiB
+// between its stages and up to 128 MiB, most often 8, for the window of zstd.
+var parallelLayers = min(4, runtime.NumCPU()+1)
 
 // pulls joins equal requests. A pull runs on its own context and ends when the last
 // caller that waits for it leaves, or the store is closed.

@@ -173,6 +173,7 @@ func imageInfo(i *image.Image) map[string]any {
 	return map[string]any{
 		"chainID": i.ChainID.String(),
 		"diffIDs": i.DiffIDs,
+		"usage":   map[string]any{"bytes": i.Size, "uniqueBytes": i.Unique, "sharedBytes": i.Size - i.Unique},
 		"imageSpec": map[string]any{
 			"created": i.Created, "architecture": c.Arch, "os": c.OS, "variant": c.Variant, "config": config,
 		},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -178,5 +179,31 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within 10 s: %s", what)
 		}
+	}
+}
+
+// What removing one image alone would free.
+func TestUniqueBytes(t *testing.T) {
+	r := newReg(t)
+	one, two := base(t), makeTar(t, file{name: "own", body: strings.Repeat("x", 100_000)})
+	_, a := r.push(t, "x", "a", testImage{layers: [][]byte{one}})
+	_, b := r.push(t, "x", "b", testImage{layers: [][]byte{one, two}})
+	s := openTest(t, Options{})
+	mustPull(t, s, r.host()+"/x:a")
+	if img, err := s.Resolve(a); err != nil || img.Unique != img.Size {
+		t.Errorf("alone: %v, %v", img, err)
+	}
+	mustPull(t, s, r.host()+"/x:b")
+	small, err := s.Resolve(a)
+	large, err2 := s.Resolve(b)
+	if err = errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	if small.Unique >= 4096 || large.Unique < 100_000 || large.Unique >= large.Size || large.Size-large.Unique != small.Size-small.Unique {
+		t.Errorf("bytes and those of its own: %d, %d; %d, %d", small.Size, small.Unique, large.Size, large.Unique)
+	}
+	mustRemove(t, s, a)
+	if img, err := s.Resolve(b); err != nil || img.Unique != img.Size {
+		t.Errorf("alone again: %v, %v", img, err)
 	}
 }

@@ -359,7 +359,7 @@ func TestArchives(t *testing.T) {
 		if out := n.must(t, "image", "load", "--admin", n.adminSocket(), file); !strings.Contains(out, n.image) || !strings.Contains(out, image) {
 			t.Errorf("%s: load: got %s, want %s", format, out, n.image)
 		}
-		if out := n.must(t, "image", "ls", "--connect", n.Socket); !strings.Contains(out, image+"  "+n.image[7:19]) {
+		if out := n.must(t, "image", "ls", "--connect", n.Socket); !strings.Contains(out, image+"  "+n.image[7:19]) || strings.Contains(out, "  -\n") {
 			t.Errorf("%s: ls: got %s", format, out)
 		}
 		if out := n.must(t, "image", "verify", "--admin", n.adminSocket(), image); !strings.Contains(out, "is as it was pulled") {

@@ -22,15 +22,15 @@ import (
 // plain gives data of several kinds, each of which makes other codes.
 func plain() map[string][]byte {
 	rng := rand.New(rand.NewPCG(1, 2))
-	noise := make([]byte, 300<<10)
+	noise := make([]byte, 200<<10)
 	for i := range noise {
 		noise[i] = byte(rng.Uint32())
 	}
 	var text, skewed, periods []byte
-	for len(text) < 700<<10 {
+	for len(text) < 220<<10 {
 		text = fmt.Appendf(text, "line %d of some text, %x\n", rng.IntN(1000), rng.Uint32())
 	}
-	for len(skewed) < 700<<10 { // few symbols: short codes, entries of several literals
+	for len(skewed) < 220<<10 { // few symbols: short codes, entries of several literals
 		skewed = append(skewed, "\x00\x00\x00\x00\x01\x01\x02\xff"[rng.IntN(8)])
 	}
 	for p := 1; p < 70; p++ { // matches at every short distance, of every length
@@ -43,13 +43,13 @@ func plain() map[string][]byte {
 		}
 	}
 	var far []byte // matches at distances up to the whole window
-	for range 40 {
+	for range 12 {
 		far = append(far, noise[:32<<10]...)
 		far = append(far, noise[rng.IntN(1000)+64<<10:][:rng.IntN(300)]...)
 	}
 	return map[string][]byte{
 		"empty": nil, "byte": {'x'}, "text": text, "noise": noise, "skewed": skewed,
-		"zeros": make([]byte, 1<<20), "periods": periods, "far": far,
+		"zeros": make([]byte, 400<<10), "periods": periods, "far": far,
 	}
 }
 
@@ -85,9 +85,9 @@ func inflated(r io.Reader, n int) ([]byte, error) {
 
 func TestDecodesWhatOthersWrite(t *testing.T) {
 	for name, data := range plain() {
-		for _, level := range []int{stdgzip.HuffmanOnly, 0, 1, 6, 9} {
+		for _, level := range []int{stdgzip.HuffmanOnly, 0, 1, 6} {
 			zipped := compress(t, level, data)
-			for _, n := range []int{0, 1 << 20, 1000, 7} {
+			for _, n := range []int{0, 1000, 7} {
 				got, err := inflated(bytes.NewReader(zipped), n)
 				if err != nil || !bytes.Equal(got, data) {
 					t.Errorf("%s, level %d, reads of %d: %d bytes, %v; want %d", name, level, n, len(got), err, len(data))

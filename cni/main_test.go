@@ -3,6 +3,7 @@ package cni_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -53,5 +54,15 @@ func prepareNode() error {
 	if err != nil {
 		return err
 	}
-	return netlink.LinkSetUp(lo)
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return err
+	}
+	// Package net finds out once per process whether there is IPv6, in the namespace of
+	// whoever listens first. In one whose loopback is down it would find none, and no test
+	// after that would listen on it.
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }

@@ -211,6 +211,9 @@ func mkfsErofs(ctx context.Context, tools string) (dir, version, why string) {
 				version = strings.TrimSpace(line)
 			}
 		}
+		if version == "" { // newer ones print it only when asked
+			version = firstLine(ctx, program, "--version")
+		}
 		if bytes.Contains(help, []byte("--tar=")) && bytes.Contains(help, []byte("--sort=")) {
 			return dir, version, ""
 		}

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -127,9 +128,12 @@ func isOpaque(n *erofs.Node) bool {
 	return false
 }
 
-func makeOpaque(n *erofs.Node) {
-	if !isOpaque(n) {
-		n.Xattr = append(n.Xattr, erofs.Xattr{Name: opaqueAttr, Value: []byte("y")})
+func makeOpaque(n *erofs.Node) { mark(n, erofs.Xattr{Name: opaqueAttr, Value: []byte("y")}) }
+
+// mark sets an attribute that overlay obeys.
+func mark(n *erofs.Node, x erofs.Xattr) {
+	if !slices.ContainsFunc(n.Xattr, func(old erofs.Xattr) bool { return old.Name == x.Name }) {
+		n.Xattr = append(n.Xattr, x)
 		sortXattrs(n.Xattr)
 	}
 }

@@ -19,7 +19,12 @@ const (
 	opaqueMarker   = ".wh..wh..opq"
 	aufsPrefix     = ".wh..wh." // bookkeeping of aufs, means nothing to overlay
 
-	opaqueAttr = "trusted.overlay.opaque"
+	overlayAttrs = "trusted.overlay."
+	opaqueAttr   = overlayAttrs + "opaque"
+	// originAttr without a value makes overlay look for whiteouts when it lists a directory that
+	// only one layer has: it means "copied up, from where is not known" (b79e05aaa166). Overlay
+	// itself leaves no whiteouts in such directories, image builders do.
+	originAttr = overlayAttrs + "origin"
 
 	block = 4096 // what a file's last block, an inode or a small directory occupies, roughly
 )

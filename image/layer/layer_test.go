@@ -179,6 +179,9 @@ func testMergedView(t *testing.T, make func(testing.TB) form) {
 	}{
 		"whiteout":                            {[]entry{{"d/.wh.a", tar.TypeReg, "", nil}}, "d/ d/b=1 f=1"},
 		"whiteout of a directory":             {[]entry{{".wh.d", tar.TypeReg, "", nil}}, "f=1"},
+		"whiteout in a new directory":         {[]entry{{"n/.wh.a", tar.TypeReg, "", nil}, {"n/b", tar.TypeReg, "2", nil}}, "d/ d/a=1 d/b=1 f=1 n/ n/b=2"},
+		"whiteout before its new directory":   {[]entry{{"n/.wh.a", tar.TypeReg, "", nil}, {"n/", tar.TypeDir, "", nil}, {"n/b", tar.TypeReg, "2", nil}}, "d/ d/a=1 d/b=1 f=1 n/ n/b=2"},
+		"whiteout in an opaque directory":     {[]entry{{"d/.wh.a", tar.TypeReg, "", nil}, {"d/.wh..wh..opq", tar.TypeReg, "", nil}, {"d/c", tar.TypeReg, "2", nil}}, "d/ d/c=2 f=1"},
 		"opaque marker first":                 {[]entry{{"d/", tar.TypeDir, "", nil}, {"d/.wh..wh..opq", tar.TypeReg, "", nil}, {"d/c", tar.TypeReg, "2", nil}}, "d/ d/c=2 f=1"},
 		"opaque marker last":                  {[]entry{{"d/c", tar.TypeReg, "2", nil}, {"d/.wh..wh..opq", tar.TypeReg, "", nil}}, "d/ d/c=2 f=1"},
 		"whiteout then the file":              {[]entry{{"d/.wh.a", tar.TypeReg, "", nil}, {"d/a", tar.TypeReg, "2", nil}}, "d/ d/a=2 d/b=1 f=1"},

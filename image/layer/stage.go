@@ -197,12 +197,15 @@ func (s *stage) describeRoot() error {
 	return nil
 }
 
-// describeAgain replaces the attributes of a directory; that it is opaque stays.
+// describeAgain replaces the attributes of a directory; what overlay is told of it stays.
 func describeAgain(old, n *erofs.Node) {
-	opaque := isOpaque(old)
+	before := old.Xattr
 	n.Children = old.Children
-	if *old = *n; opaque {
-		makeOpaque(old)
+	*old = *n
+	for _, x := range before {
+		if strings.HasPrefix(x.Name, overlayAttrs) {
+			mark(old, x)
+		}
 	}
 }
 
@@ -344,6 +347,9 @@ func (s *stage) add(p place, base string, n *erofs.Node) error {
 		return err
 	}
 	s.count(0)
+	if isWhiteout(n) && p.node != s.root { // roots are always looked through
+		mark(p.node, erofs.Xattr{Name: originAttr})
+	}
 	p.put(base, n)
 	return s.sink.make(s.at(p, base), n)
 }

@@ -170,17 +170,21 @@ func (s *Store) Verify(ctx context.Context, ref string) (err error) {
 	return errors.Join(fmt.Errorf("verify image %s: %w", img.ID, err), s.setAside(e))
 }
 
-// setAside takes a damaged image from the list and keeps what of it is whole.
+// setAside takes a damaged image from the list and keeps what of it is whole. Other images
+// of its damaged layers go with it: nobody would be told so before a container fails.
 func (s *Store) setAside(e *entry) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	id := e.rec.ID
-	if s.images[id] != e {
-		return nil // removed or replaced meanwhile
+	var errs []error
+	for id, other := range s.images {
+		if other != e && s.snaps.Whole(other.layers) {
+			continue
+		}
+		if err := s.unrecord(id); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		s.damaged[id] = other
 	}
-	if err := s.unrecord(id); err != nil {
-		return err
-	}
-	s.damaged[id] = e
-	return nil
+	return errors.Join(errs...)
 }

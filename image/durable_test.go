@@ -90,6 +90,38 @@ func TestVerifyAndHeal(t *testing.T) {
 	}
 }
 
+// Damage that is found through one image takes its layer's other images from the list, too;
+// an image without that layer stays.
+func TestDamageOfASharedLayer(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	r := newReg(t)
+	_, one := r.simple(t, "x", "1", "one")
+	_, two := r.simple(t, "x", "2", "two")
+	_, other := r.push(t, "x", "3", testImage{pack: "gzip", layers: [][]byte{makeTar(t, file{name: "etc/d", body: "d"})}})
+	s := openTest(t, Options{LayerStore: snapshot.EROFS})
+	for _, tag := range []string{"1", "2", "3"} {
+		mustPull(t, s, r.host()+"/x:"+tag)
+	}
+	if err := s.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	flip(t, filepath.Join(s.opt.Root, "l", s.images[ID(one)].layers[0].Name+".tar"), 600)
+	if err := s.Verify(t.Context(), one); !errors.Is(err, snapshot.ErrDamaged) {
+		t.Errorf("verify: got %v", err)
+	}
+	if got := s.List(); len(got) != 1 || got[0].ID != ID(other) {
+		t.Errorf("listed: got %v, want %s alone", got, other)
+	}
+	for tag, id := range map[string]string{"1": one, "2": two} {
+		if got := mustPull(t, s, r.host()+"/x:"+tag); got != ID(id) {
+			t.Errorf("healed: got %s, want %s", got, id)
+		}
+		if err := s.Verify(t.Context(), id); err != nil {
+			t.Errorf("verify after healing: %v", err)
+		}
+	}
+}
+
 // What others put into the store's directories is found, and taken away when asked for.
 func TestGarbage(t *testing.T) {
 	testkit.Need(t, testkit.Root)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -104,6 +105,13 @@ func (s *Store) Damaged(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.damagedLocked(name)
+}
+
+// Whole tells whether none of layers that the caller holds was found damaged.
+func (s *Store) Whole(ls []*Layer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !slices.ContainsFunc(ls, func(l *Layer) bool { return s.held[l.Name].Damaged })
 }
 
 func (s *Store) damagedLocked(name string) error {

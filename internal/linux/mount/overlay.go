@@ -52,9 +52,6 @@ func (o Overlay) Mount() (*os.File, error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("mount overlay: %w", err)
 	}
-	if err := o.forgetVolatile(); err != nil {
-		return nil, fmt.Errorf("mount overlay: %w", err)
-	}
 	f, err := o.mount()
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay of %d layers: %w", len(o.Lower), err)
@@ -163,6 +160,9 @@ func closeAll(files []*os.File) {
 // detached passes the layers by descriptor, so neither their number nor the length
 // of their paths matters (fsconfig strings end at 256 bytes).
 func (o Overlay) detached() (*os.File, error) {
+	if err := o.forgetVolatile(); err != nil {
+		return nil, err
+	}
 	lowers, err := o.lowers(false)
 	if err != nil {
 		return nil, err
@@ -201,7 +201,8 @@ func (o Overlay) options() []string {
 // forgetVolatile removes the mark by which overlay refuses an upper that was volatile
 // before (ovl_workdir_cleanup in fs/overlayfs/readdir.c): its files may be lost after a
 // crash of the kernel. Whoever asks for Volatile knows that there was none: the upper
-// would not be here any more.
+// would not be here any more. Each way does this: one that the kernel refuses because of
+// the lowers has left the mark by then (ovl_fill_super).
 func (o Overlay) forgetVolatile() error {
 	if !o.Volatile || o.Work == "" {
 		return nil
@@ -216,6 +217,9 @@ func (o Overlay) forgetVolatile() error {
 // the caller's mount namespace only (before 6.15), so they are attached there, under
 // names so short that the options fit mount(2)'s single page.
 func (o Overlay) scratch() (*os.File, error) {
+	if err := o.forgetVolatile(); err != nil {
+		return nil, err
+	}
 	// Cloned before unshare: idmapping needs a detached mount.
 	lowers, err := o.lowers(true)
 	if err != nil {

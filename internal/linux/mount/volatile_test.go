@@ -42,6 +42,25 @@ func TestVolatileOverlayIsMadeAgain(t *testing.T) {
 	}
 }
 
+// A kernel before 6.15 refuses detached lowers after it has marked the work directory; the
+// way that is tried then must not take the mark for a crash.
+func TestVolatileMarkOfARefusedWay(t *testing.T) {
+	testkit.Need(t, testkit.Root, testkit.Overlay)
+	testkit.Leaks(t)
+	o := tree(t, 2)
+	o.Volatile = true
+	for name, way := range map[string]func() (*os.File, error){"detached": o.detached, "scratch": o.scratch} {
+		if err := os.MkdirAll(filepath.Join(o.Work, "work/incompat/volatile"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		f, err := way()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		f.Close()
+	}
+}
+
 // BenchmarkOverlayEnd is the end of an overlay while somebody else, such as a pull, has
 // written to the filesystem of its upper.
 func BenchmarkOverlayEnd(b *testing.B) {

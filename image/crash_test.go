@@ -118,7 +118,12 @@ func TestCrashes(t *testing.T) {
 	testkit.Need(t, testkit.Root)
 	testkit.Leaks(t)
 	for _, f := range []snapshot.Format{snapshot.EROFS, snapshot.Directory} {
-		t.Run(string(f), func(t *testing.T) { testCrashes(t, f) })
+		t.Run(string(f), func(t *testing.T) {
+			if f == snapshot.EROFS {
+				testkit.Need(t, testkit.EROFS, testkit.Kernel(6, 15))
+			}
+			testCrashes(t, f)
+		})
 	}
 }
 

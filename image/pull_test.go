@@ -24,6 +24,7 @@ import (
 	greg "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/cri-runtime/cri-runtime/image/snapshot"
 	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
 
@@ -216,6 +217,9 @@ func (r *reg) push(t testing.TB, repo, tag string, im testImage) (top, id string
 func openTest(t testing.TB, o Options) *Store {
 	t.Helper()
 	testkit.Need(t, testkit.Root)
+	if o.LayerStore == snapshot.EROFS {
+		testkit.Need(t, testkit.EROFS, testkit.Kernel(6, 15))
+	}
 	testkit.Leaks(t)
 	if o.Root == "" {
 		o.Root, o.State = t.TempDir(), t.TempDir()

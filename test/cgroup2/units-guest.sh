@@ -1,7 +1,9 @@
 #!/bin/bash
 # units-guest.sh PACKAGE... - runs the tests of units.sh in the guest, each in its directory, one line for each package.
 export PATH=$PATH:/share/go:/share/cache/bin CRI_RUNTIME_CACHE=/root/cache
-mkdir -p /root/cache && cp -r /share/cache/bin /root/cache/ && cp -r /share/tests /share/src/examples /root/ && mv /root/examples /root/tests/ || exit 1
+# The disk, not tmpfs: the kernel mounts EROFS from files of a disk only.
+export TMPDIR=/root/tmp
+mkdir -p /root/tmp /root/cache && cp -r /share/cache/bin /root/cache/ && cp -r /share/tests /share/src/examples /root/ && mv /root/examples /root/tests/ || exit 1
 bad=0
 for package; do
   cd "/root/tests/$package" || exit 1

@@ -134,8 +134,10 @@ func (s *Store) syncImage(ctx context.Context, id ID) error {
 	switch now := s.images[id]; {
 	case now == nil:
 		return s.records.Delete(name)
-	case now != e || slices.Contains(s.sync.queue, id):
-		return nil // it changed meanwhile, and is in the queue
+	case now != e: // removed and pulled again meanwhile: what was recorded has gone
+		return s.records.Delete(name)
+	case slices.Contains(s.sync.queue, id):
+		return nil // it has changed, and is in the queue
 	}
 	return s.recent.Delete(name)
 }

@@ -135,7 +135,7 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
 		return "", err
 	}
 	id, err := s.pulls.wait(ctx, key, f)
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) && !errors.Is(err, errdef.ErrExhausted) {
 		err = fmt.Errorf("%w: %w", err, errdef.ErrExhausted)
 	}
 	if err != nil {

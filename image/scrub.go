@@ -59,11 +59,14 @@ func (s *Store) usedLocked(id ID) {
 }
 
 func (s *Store) runScrub(ctx context.Context) {
-	// The thread ends with the goroutine, and its priority with it.
+	// The thread is given back as it was. Were it to end with the goroutine, the kernel
+	// would take that for the death of the parent of what others started on it (Pdeathsig).
 	runtime.LockOSThread()
-	if err := idle(); err != nil {
+	defer runtime.UnlockOSThread()
+	if err := diskPriority(classIdle); err != nil {
 		klog.FromContext(ctx).V(2).Info("Images are read at normal priority", "cause", err)
 	}
+	defer diskPriority(classNone) //nolint:errcheck // it has been set before
 	for {
 		select {
 		case <-ctx.Done():
@@ -93,13 +96,16 @@ func (s *Store) runScrub(ctx context.Context) {
 	}
 }
 
-// idle lowers this thread below all others, for the disk.
-func idle() error {
-	const (
-		whoProcess = 1       // IOPRIO_WHO_PROCESS: 0 is this thread
-		classIdle  = 3 << 13 // IOPRIO_CLASS_IDLE, include/uapi/linux/ioprio.h
-	)
-	if _, _, err := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, classIdle); err != 0 {
+// Classes of include/uapi/linux/ioprio.h: below all others, and as the processor's.
+const (
+	classIdle = 3 << 13
+	classNone = 0
+)
+
+// diskPriority sets that of this thread.
+func diskPriority(class uintptr) error {
+	const whoProcess = 1 // IOPRIO_WHO_PROCESS: 0 is this thread
+	if _, _, err := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, class); err != 0 {
 		return err
 	}
 	return nil

@@ -108,7 +108,7 @@ func (r *Records) Put(name string, v any) (err error) {
 	if err := os.Rename(f.Name(), r.path(name)); err != nil {
 		return err
 	}
-	return r.sync()
+	return r.Sync()
 }
 
 // Delete removes a record; it is no error when there is none. It waits for no disk, and
@@ -122,8 +122,8 @@ func (r *Records) Delete(name string) error {
 	return nil
 }
 
-// sync makes the directory's entries durable.
-func (r *Records) sync() error {
+// Sync makes durable which records there are.
+func (r *Records) Sync() error {
 	if !r.durable {
 		return nil
 	}

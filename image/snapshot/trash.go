@@ -21,10 +21,10 @@ type trash struct {
 	// before the removal is committed: a power cut would bring back the record, and the file
 	// with other content.
 	settle func() error
-	wake chan struct{}
-	stop chan struct{}
-	once sync.Once // of stop
-	done sync.WaitGroup
+	wake   chan struct{}
+	stop   chan struct{}
+	once   sync.Once // of stop
+	done   sync.WaitGroup
 
 	mu   sync.Mutex
 	next int

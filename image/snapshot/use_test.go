@@ -85,6 +85,41 @@ func TestUserNamespace(t *testing.T) {
 	})
 }
 
+// A container sees one filesystem, whatever its layers are.
+func TestOneFilesystem(t *testing.T) {
+	each(t, func(t *testing.T, o Options) {
+		s := open(t, o)
+		ls := add(t, s, makeTar(t, "body", "a"), makeTar(t, "body", "b"), makeTar(t, "body", "d/c"))
+		fs, err := s.Prepare(t.Context(), Request{Key: "c", Image: "i", Layers: ls})
+		if err != nil {
+			t.Fatal(err)
+		}
+		root, err := mount.Overlay{Lower: fs.Lower, Upper: fs.Upper, Work: fs.Work, Volatile: true}.Mount()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		if err := unix.Mknodat(int(root.Fd()), "new", unix.S_IFREG|0o600, 0); err != nil {
+			t.Fatal(err)
+		}
+		devices, inodes := map[uint64]bool{}, map[uint64]string{}
+		for _, name := range []string{".", "a", "b", "d", "d/c", "new"} {
+			var st unix.Stat_t
+			if err := unix.Fstatat(int(root.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				t.Fatal(err)
+			}
+			devices[st.Dev] = true
+			if other, ok := inodes[st.Ino]; ok {
+				t.Errorf("%s and %s have one inode number", name, other)
+			}
+			inodes[st.Ino] = name
+		}
+		if len(devices) != 1 {
+			t.Errorf("device numbers: got %v, want one", devices)
+		}
+	})
+}
+
 func TestManyLayers(t *testing.T) {
 	each(t, func(t *testing.T, o Options) {
 		s := open(t, o)

@@ -189,9 +189,12 @@ func procFd(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd
 
 // options puts ours first, so that the caller's win. With index on, the kernel's
 // build default on some distributions, an upper whose former mount is still being
-// torn down is refused.
+// torn down is refused. With xino, all files have the device number of the overlay and
+// inode numbers of their own, also where each layer is a filesystem: else `tar
+// --one-file-system` and `du -x` leave out the files of the layers, and two files of two
+// layers may look like hard links.
 func (o Overlay) options() []string {
-	out := []string{"index=off"}
+	out := []string{"index=off", "xino=on"}
 	if o.Volatile {
 		out = append(out, "volatile")
 	}

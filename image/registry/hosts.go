@@ -186,6 +186,12 @@ func parseHosts(data []byte, dir, registry string) ([]endpoint, error) {
 		return nil, fmt.Errorf("server %s: %w", server, err)
 	}
 	ep.upstream = true
+	for i := range eps {
+		if *eps[i].URL == *ep.URL && eps[i].Capabilities&ep.Capabilities == ep.Capabilities {
+			eps[i].upstream = true // it has its own table: nothing is gained by asking it twice
+			return eps, nil
+		}
+	}
 	return append(eps, ep), nil
 }
 

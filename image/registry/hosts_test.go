@@ -37,6 +37,7 @@ capabilities = ["pull"]
 		"directory only":        {"r.example", "", "r.example", "https://r.example/v2 3"},
 		"not for another":       {"r.example", full, "s.example", "https://s.example/v2 3"},
 		"dotted keys":           {"r.example", "host.\"https://m\".skip_verify = true", "r.example", "https://m/v2 3, https://r.example/v2 3"},
+		"server is a host, too": {"r.example", "server = \"http://m\"\n[host.\"http://m\"]\n[host.\"http://n\"]", "r.example", "http://m/v2 3, http://n/v2 3"},
 		"bad capability":        {"r.example", "capabilities = [\"fly\"]", "r.example", "error fly"},
 		"bad address":           {"r.example", "server = \"ftp://x\"", "r.example", "error ftp"},
 		"bad timeout":           {"r.example", "dial_timeout = \"soon\"", "r.example", "error dial_timeout"},

@@ -302,6 +302,7 @@ func testLowerLinksAsTheKernel(t *testing.T, make func(testing.TB) form) {
 	for _, target := range []string{"lib/x", "lib2/x", "up/x", "usr/up/x", "d/a"} {
 		t.Run(target, func(t *testing.T) {
 			low, want, at := layerOf(t, make(t), base...), t.TempDir(), t.TempDir()
+			needOverlayOver(t, low)
 			if err := unix.Mount("overlay", at, "overlay", 0, "lowerdir="+low+",upperdir="+want+",workdir="+t.TempDir()); err != nil {
 				t.Fatal(err)
 			}

@@ -120,6 +120,14 @@ func testAttributes(t *testing.T, make func(testing.TB) form) {
 	}
 }
 
+// needOverlayOver: overlays over detached mounts came with 6.15.
+func needOverlayOver(t *testing.T, layer string) {
+	t.Helper()
+	if strings.HasPrefix(layer, "/proc/") {
+		testkit.Need(t, testkit.Kernel(6, 15))
+	}
+}
+
 // merge merges layers, bottom first, and gives the mount point.
 func merge(t *testing.T, layers ...string) string {
 	t.Helper()
@@ -127,9 +135,7 @@ func merge(t *testing.T, layers ...string) string {
 	at := t.TempDir()
 	lower := ""
 	for _, l := range layers {
-		if strings.HasPrefix(l, "/proc/") {
-			testkit.Need(t, testkit.Kernel(6, 15)) // an overlay over detached mounts
-		}
+		needOverlayOver(t, l)
 		lower = l + ":" + lower
 	}
 	lower += t.TempDir() // overlay wants two

@@ -73,6 +73,7 @@ func testLinksToLowerFiles(t *testing.T, make func(testing.TB) form) {
 			want := t.TempDir()
 			var es []entry
 			at := t.TempDir()
+			needOverlayOver(t, middle)
 			err := unix.Mount("overlay", at, "overlay", 0, "lowerdir="+middle+":"+bottom+",upperdir="+want+",workdir="+t.TempDir())
 			if err != nil && strings.Contains(err.Error(), "invalid") {
 				t.Skip("upper and work directory are on different filesystems")

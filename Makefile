@@ -44,24 +44,25 @@ setup: ## install the Debian packages and build the tools that tests need (root;
 
 test: setup build check e2e conformance ## everything that CI runs
 
+# -count=1: the go command does not see that the programs under test, which the tests build, have changed.
 e2e: ## the built program on a real kernel: the kubelet's rules, make run, restarts, and a kubelet where one has been built
 	hack/testtools.sh crictl >/dev/null
-	$(GO) test -timeout 20m ./test/rules ./test/container/... ./test/fault/... ./test/power ./test/e2e
+	$(GO) test -count=1 -timeout 20m ./test/rules ./test/container/... ./test/fault/... ./test/power ./test/e2e
 
 RUNS    ?= 1
 WORKERS ?= 4
 conformance: ## critest: RUNS=1 serial runs and one with WORKERS=4 workers
 	hack/testtools.sh critest crictl ginkgo cni runc >/dev/null
-	$(GO) test -timeout 60m -v ./test/conformance -serial $(RUNS) -workers $(WORKERS)
+	$(GO) test -count=1 -timeout 60m -v ./test/conformance -serial $(RUNS) -workers $(WORKERS)
 
 benchmark: ## critest's benchmark mode: five of five
 	hack/testtools.sh critest crictl ginkgo cni runc >/dev/null
-	$(GO) test -timeout 20m -v -run TestBenchmark ./test/conformance -benchmark
+	$(GO) test -count=1 -timeout 20m -v -run TestBenchmark ./test/conformance -benchmark
 
 kubelet: ## a real kubelet brings up pods through our socket (builds the kubelet once, minutes)
 	hack/debian.sh
 	hack/testtools.sh kubelet crictl >/dev/null
-	$(GO) test -timeout 20m -v -run Kubelet ./test/e2e -kubelet
+	$(GO) test -count=1 -timeout 20m -v -run Kubelet ./test/e2e -kubelet
 
 cgroup2: ## kernel tests, make run, systemd and critest in a guest with cgroup v2, kernel 6.12 and AppArmor (builds it once, 6 to 12 minutes)
 	hack/testtools.sh critest crictl ginkgo cni runc >/dev/null

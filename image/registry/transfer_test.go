@@ -172,8 +172,8 @@ type faultCase struct {
 	twice int64            // bytes sent more than once, at most
 }
 
-// lost is what the kernel's buffers may hold of a connection that is reset.
-const lost = 8 << 20
+// lost is what the kernel may hold of a connection that is reset: tcp_rmem and tcp_wmem.
+const lost = 40 << 20
 
 func faultCases(elsewhere string) map[string]faultCase {
 	const half = blobSize / 2

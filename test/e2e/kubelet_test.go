@@ -385,8 +385,8 @@ func (k *kubelet) testCrash(t *testing.T) {
 func (k *kubelet) unchanged(t *testing.T, was kubePod) {
 	t.Helper()
 	same := func(p kubePod) error {
-		if !p.ready() || p.Status.PodIP != was.Status.PodIP {
-			return fmt.Errorf("ready: %v, address %s, was %s", p.ready(), p.Status.PodIP, was.Status.PodIP)
+		if p.Status.PodIP != was.Status.PodIP {
+			return fmt.Errorf("address %s, was %s", p.Status.PodIP, was.Status.PodIP)
 		}
 		before := append(was.Status.InitContainerStatuses[1:], was.Status.ContainerStatuses...)
 		for i, c := range append(p.Status.InitContainerStatuses[1:], p.Status.ContainerStatuses...) {
@@ -396,7 +396,13 @@ func (k *kubelet) unchanged(t *testing.T, was kubePod) {
 		}
 		return nil
 	}
-	k.await(t, "web", same)
+	ready := func(p kubePod) error {
+		if err := same(p); err != nil || p.ready() {
+			return err
+		}
+		return errors.New("not ready")
+	}
+	k.await(t, "web", ready)
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		pods, err := k.pods(t.Context())
 		if err == nil {
@@ -406,6 +412,9 @@ func (k *kubelet) unchanged(t *testing.T, was kubePod) {
 			t.Fatal(err)
 		}
 	}
+	// In between, a kubelet that has just started takes what it probes for not ready, until
+	// the first probe's answer.
+	k.await(t, "web", ready)
 }
 
 // testStats looks for figures of the running containers, and, where the kubelet takes

@@ -83,9 +83,13 @@ func (n *node) state(ctx context.Context, id string) (*rt.ContainerStatus, error
 	return reply.GetStatus(), err
 }
 
-// errNotStarted is the one thing that a dying monitor may do to a container: a launch
+// errNotStarted is what a dying monitor may do to a container: a launch
 // in the middle of it fails.
 var errNotStarted = errors.New("the launch failed")
+
+// errNotSeen is what may happen to a process that ends while neither monitor nor daemon
+// live, as when both are killed at once: nobody is left to be told its exit status.
+var errNotSeen = errors.New("nobody saw the end")
 
 // start starts a container. A first start whose answer was lost makes the second one
 // an error: then the state tells.
@@ -223,7 +227,11 @@ func (l *life) checkExit(ctx context.Context) error {
 		return err
 	}
 	if int(state.ExitCode) != l.code && l.exits() {
-		return fmt.Errorf("exit code: got %d (%s: %s), want %d", state.ExitCode, state.Reason, state.Message, l.code)
+		err := fmt.Errorf("exit code: got %d (%s: %s), want %d", state.ExitCode, state.Reason, state.Message, l.code)
+		if state.Reason == "ContainerStatusUnknown" {
+			err = fmt.Errorf("%w: %w", errNotSeen, err)
+		}
+		return err
 	}
 	return nil
 }
@@ -316,7 +324,7 @@ func TestRestartUnderLoad(t *testing.T) {
 				l := n.newLife(fmt.Sprintf("w%d-%d", w, lives[w]), w+1)
 				killed := monitorKills.Load()
 				err := l.run(ctx)
-				if errors.Is(err, errNotStarted) && monitorKills.Load() != killed {
+				if (errors.Is(err, errNotStarted) || errors.Is(err, errNotSeen)) && monitorKills.Load() != killed {
 					t.Log("the monitor died: ", err)
 					err = l.remove(ctx)
 				}

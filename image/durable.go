@@ -131,10 +131,8 @@ func (s *Store) syncImage(ctx context.Context, id ID) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch now := s.images[id]; {
-	case now == nil:
-		return s.records.Delete(name)
-	case now != e: // removed and pulled again meanwhile: what was recorded has gone
+	switch {
+	case s.images[id] != e: // removed meanwhile, and perhaps pulled again: what was recorded has gone
 		return s.records.Delete(name)
 	case slices.Contains(s.sync.queue, id):
 		return nil // it has changed, and is in the queue

@@ -73,15 +73,7 @@ func (s *Store) runScrub(ctx context.Context) {
 			return
 		case <-s.scrub.wake:
 		}
-		for {
-			s.mu.Lock()
-			if len(s.scrub.queue) == 0 {
-				s.mu.Unlock()
-				break
-			}
-			id := s.scrub.queue[0]
-			s.scrub.queue = s.scrub.queue[1:]
-			s.mu.Unlock()
+		for id, ok := s.nextToRead(); ok; id, ok = s.nextToRead() {
 			err := s.Verify(ctx, string(id))
 			if ctx.Err() != nil {
 				return
@@ -94,6 +86,18 @@ func (s *Store) runScrub(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// nextToRead takes an image from the queue.
+func (s *Store) nextToRead() (ID, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.scrub.queue) == 0 {
+		return "", false
+	}
+	id := s.scrub.queue[0]
+	s.scrub.queue = s.scrub.queue[1:]
+	return id, true
 }
 
 // Classes of include/uapi/linux/ioprio.h: below all others, and as the processor's.

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -67,14 +68,18 @@ func TestResume(t *testing.T) {
 			hasty(t, s, 20*time.Second)
 			r := faulty.New(t, faulty.Plain)
 			id := r.Push("x", "1", layers...)
-			never := make(chan struct{})
+			never, allKept := make(chan struct{}), make(chan struct{})
+			goOn := sync.OnceFunc(func() { close(allKept) })
+			defer goOn()
 			var rules []faulty.Rule
 			for _, l := range layers {
 				do := faulty.Gate(half, nil, never)
 				if how == "host gone" {
 					do = faulty.Truncate(half)
 				}
-				rules = append(rules, faulty.Rule{Path: faulty.Digest(l), Times: 1, Do: do}, faulty.Rule{Path: faulty.Digest(l), Do: faulty.Status(502)})
+				// The first layer that fails ends the others, and with them what is in sockets.
+				gone := func(a *faulty.Answer) { <-allKept; faulty.Status(http.StatusBadGateway)(a) }
+				rules = append(rules, faulty.Rule{Path: faulty.Digest(l), Times: 1, Do: do}, faulty.Rule{Path: faulty.Digest(l), Do: gone})
 			}
 			r.Set(rules...)
 			req := PullRequest{Ref: r.Host() + "/x:1"}
@@ -82,7 +87,14 @@ func TestResume(t *testing.T) {
 			case "killed":
 				killPull(t, s, req.Ref, half-lost)
 			case "host gone":
-				if _, err := s.Pull(t.Context(), req); !unavailable(err) {
+				done := make(chan error, 1)
+				go func() {
+					_, err := s.Pull(t.Context(), req)
+					done <- err
+				}()
+				arrivedAll(t, s, half)
+				goOn()
+				if err := <-done; !unavailable(err) {
 					t.Errorf("pull: got %v, want unavailable", err)
 				}
 			default:
@@ -115,17 +127,19 @@ func TestResume(t *testing.T) {
 func keptAll(t *testing.T, root string, n int64) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		full := 0
+		full, sizes := 0, []int64(nil)
 		for _, e := range partials(t, root) {
-			if fi, err := e.Info(); err == nil && fi.Size() >= n {
-				full++
+			if fi, err := e.Info(); err == nil {
+				if sizes = append(sizes, fi.Size()); fi.Size() >= n {
+					full++
+				}
 			}
 		}
 		if full == min(3, parallelLayers) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("kept after 30 s: %v", partials(t, root))
+			t.Fatalf("kept after 30 s: %v bytes, want %d each", sizes, n)
 		}
 	}
 }
@@ -139,16 +153,7 @@ func breakPull(t *testing.T, s *Store, how string, req PullRequest, half int64) 
 		_, err := s.Pull(ctx, req)
 		done <- err
 	}()
-	keptAll(t, s.opt.Root, half-256<<10) // the rest is on its way
-	waitFor(t, func() bool {
-		n := int64(0)
-		for _, p := range s.Pulls() {
-			for _, l := range p.Layers {
-				n += l.Done
-			}
-		}
-		return n >= 3*half
-	})
+	arrivedAll(t, s, half)
 	if how == "cancelled" {
 		cancel()
 	} else {
@@ -157,6 +162,21 @@ func breakPull(t *testing.T, s *Store, how string, req PullRequest, half int64) 
 	if err := <-done; err == nil {
 		t.Error("the pull ended well")
 	}
+}
+
+// arrivedAll waits until each of three layers was received up to n.
+func arrivedAll(t *testing.T, s *Store, n int64) {
+	t.Helper()
+	keptAll(t, s.opt.Root, n-256<<10) // the rest is on its way
+	waitFor(t, func() bool {
+		sum := int64(0)
+		for _, p := range s.Pulls() {
+			for _, l := range p.Layers {
+				sum += l.Done
+			}
+		}
+		return sum >= 3*n
+	})
 }
 
 func waitFor(t *testing.T, ok func() bool) {

@@ -8,6 +8,7 @@ package load
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -119,7 +120,59 @@ type Client struct {
 	meter   Meter
 }
 
-// Dial connects and makes sure that the image is there, by a pull if need be.
+// Dial connects and makes sure that the image is there, by a pull if need be. Without a
+// Meter (nil) CPU and memory are not measured and stay zero. The caller must be outside
+// of what the Meter counts.
 func Dial(_ context.Context, o Options, m Meter) (*Client, error) {
 	return &Client{options: o, meter: m}, nil
 }
+
+// Close ends the connection.
+func (c *Client) Close() error { return nil }
+
+// Version is the runtime's name and version.
+func (c *Client) Version(context.Context) (string, error) { return "", errTodo }
+
+// Latency starts and removes pods one after the other, after two that warm up.
+func (c *Client) Latency(_ context.Context, pods int) (Latency, error) {
+	return Latency{}, errTodo
+}
+
+// Throughput starts pods with several workers, then removes them so.
+func (c *Client) Throughput(_ context.Context, pods, workers int) (Throughput, error) {
+	return Throughput{Pods: pods, Workers: workers}, errTodo
+}
+
+// DensityPlan is what Density does. A length of zero leaves that part out.
+type DensityPlan struct {
+	Pods   int
+	Settle time.Duration // before memory is read
+	Idle   time.Duration // nobody asks
+	Poll   time.Duration // all that a kubelet asks, each second
+}
+
+// Density fills the node with pods, one after the other, and removes them at the end.
+func (c *Client) Density(_ context.Context, p DensityPlan) (Density, error) {
+	return Density{Pods: p.Pods}, errTodo
+}
+
+// Exec calls ExecSync of /bin/true in one container, calls times one after the other and
+// calls times with workers in parallel.
+func (c *Client) Exec(_ context.Context, calls, workers int) (Exec, error) {
+	return Exec{Workers: workers}, errTodo
+}
+
+// Logs has one container write lines of the given length, newline included.
+func (c *Client) Logs(_ context.Context, length time.Duration, line int) (Logs, error) {
+	return Logs{Line: line}, errTodo
+}
+
+// Restart kills the daemon under pods and starts it again.
+func (c *Client) Restart(_ context.Context, _ Daemon, pods int) (Restart, error) {
+	return Restart{Pods: pods}, errTodo
+}
+
+// RemoveAll removes what an earlier run left: every pod of our namespace.
+func (c *Client) RemoveAll(context.Context) error { return errTodo }
+
+var errTodo = errors.New("not written yet")

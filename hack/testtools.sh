@@ -2,12 +2,15 @@
 # testtools.sh TOOL... - builds the programs that the tests run, once, through the Go module proxy:
 #   critest crictl ginkgo   the CRI conformance suite        cni      CNI plugins, below bin/cni
 #   runc                    an OCI runtime (with seccomp)     kubelet  a real kubelet
-#   containerd crio         other runtimes, for make bench-pull
+#   containerd crio         other runtimes, for make bench and make bench-pull
+#   shim pinns oci          what they run pods with: containerd's shim, CRI-O's pinns, and below bin/oci the newest crun and
+#                           conmon of Debian's suites, each with the libraries that it was linked with
 # and prints the directory that holds them: ${CRI_RUNTIME_CACHE:-${XDG_CACHE_HOME:-~/.cache}/cri-runtime}/bin.
 # -n builds nothing and fails when something named is missing. Safe to run twice at once: each tool has a lock.
 set -euo pipefail
 
 cri_tools=v1.36.0 cni_plugins=v1.9.1 runc=v1.5.2 kubernetes=v1.36.3 containerd=v2.4.2 crio=v1.36.3
+debian_suites='sid trixie bookworm-backports bookworm' # apt takes the newest
 cni_names=(main/bridge ipam/host-local main/loopback meta/portmap meta/firewall)
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${CRI_RUNTIME_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(getent passwd "$UID" | cut -d: -f6)}/.cache}/cri-runtime}
@@ -24,8 +27,10 @@ stamp_of() {
   runc) echo "$runc+1" ;;
   kubelet) echo "$kubernetes+1" ;;
   containerd) echo "$containerd+1" ;;
-  crio) echo "$crio+1" ;;
-  *) die "no such tool: $1 (critest crictl ginkgo cni runc kubelet containerd crio)" ;;
+  crio | pinns) echo "$crio+1" ;;
+  shim) echo "$containerd+1" ;;
+  oci) echo "$debian_suites+1" ;;
+  *) die "no such tool: $1 (critest crictl ginkgo cni runc kubelet containerd shim crio pinns oci)" ;;
   esac
 }
 
@@ -84,10 +89,45 @@ build_kubelet() {
   CGO_ENABLED=0 go build -ldflags "-s -w -X $p.gitVersion=$kubernetes -X $p.gitMajor=1 -X $p.gitMinor=${staging:3:2}" -o out/kubelet k8s.io/kubernetes/cmd/kubelet
 }
 
-build_containerd() { # the daemon alone: nothing is run with it
+build_containerd() {
   local m=github.com/containerd/containerd/v2
   module $m $containerd
   CGO_ENABLED=0 go build -ldflags "-s -w -X $m/version.Version=$containerd" -o out/containerd $m/cmd/containerd
+}
+
+build_shim() { # static, as in its release
+  local m=github.com/containerd/containerd/v2
+  module $m $containerd
+  CGO_ENABLED=0 go build -ldflags "-s -w -X $m/version.Version=$containerd" -o out/shim $m/cmd/containerd-shim-runc-v2
+}
+
+build_pinns() { # as its Makefile does
+  "$here/debian.sh" gcc libc6-dev
+  module github.com/cri-o/cri-o $crio
+  gcc -std=c99 -O3 -static -s -o out/pinns "$(go list -m -f '{{.Dir}}' github.com/cri-o/cri-o)"/pinns/src/*.c
+}
+
+# Programs of a newer suite than this machine's want a newer libc. They get all their libraries, and start with the
+# libc's own loader, without a wrapper: that would be paid for at each of their starts.
+build_oci() {
+  local suite lib=$bin/oci/lib
+  "$here/debian.sh" patchelf
+  mkdir -p apt/lists/partial apt/archives/partial debs root out/oci/lib
+  for suite in $debian_suites; do
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main"
+  done >apt/sources.list
+  local options=(-o "Dir::Etc::sourcelist=$PWD/apt/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$PWD/apt/lists" -o "Dir::Cache=$PWD/apt"
+    -o Dir::State::status=/dev/null -o Acquire::Languages=none -o APT::Sandbox::User=root)
+  apt-get -qq "${options[@]}" update || say "not all of $debian_suites can be read"
+  local names
+  names=$(apt-cache "${options[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances crun conmon |
+    grep '^[a-z]')
+  # shellcheck disable=SC2086 # package names
+  (cd debs && apt-get -qq "${options[@]}" download $names)
+  for deb in debs/*.deb; do dpkg-deb -x "$deb" root; done
+  cp -a root/usr/lib/x86_64-linux-gnu/*.so.* out/oci/lib
+  cp root/usr/bin/crun root/usr/bin/conmon out/oci
+  patchelf --set-interpreter "$lib/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$lib" out/oci/crun out/oci/conmon
 }
 
 build_crio() { # with OpenPGP in Go, and without the storage drivers that need C libraries
@@ -112,7 +152,7 @@ make_tool() (
   start=$SECONDS
   "build_$1"
   rm -f "$bin/.$1.stamp"
-  [[ $1 != cni ]] || rm -rf "$bin/cni"
+  [[ $1 != cni && $1 != oci ]] || rm -rf "${bin:?}/$1"
   mv -T "out/$1" "$bin/$1" # on one file system: a program that runs now keeps its old file
   stamp_of "$1" >"$bin/.$1.stamp"
   say "$1: built in $((SECONDS - start)) s"
@@ -120,7 +160,7 @@ make_tool() (
 
 build=1
 [[ ${1-} != -n ]] || { build= && shift; }
-(($#)) || { sed -n '2,7s/^# \?//p' "$0" >&2; exit 2; }
+(($#)) || { sed -n '2,9s/^# \?//p' "$0" >&2; exit 2; }
 for tool; do stamp_of "$tool" >/dev/null; done
 if [[ -z $build ]]; then
   for tool; do have "$tool" || die "$tool is not built: run hack/testtools.sh $tool"; done

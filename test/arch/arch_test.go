@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -293,6 +294,32 @@ func TestMonitorStaysSmall(t *testing.T) {
 	}
 	if limit := int64(2_500_000); st.Size() > limit {
 		t.Errorf("cri-monitor has %d bytes, more than %d", st.Size(), limit)
+	}
+}
+
+// TestDaemonLosesUnusedMethods: one function that calls methods by a name known only at
+// run time, as text/template does, makes the linker keep every exported method of every
+// type: 23.0 instead of 18.7 MB, and 2.4 MB more of resident memory.
+func TestDaemonLosesUnusedMethods(t *testing.T) {
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tags := regexp.MustCompile(`(?m)^TAGS\s*:= (.*)$`).FindSubmatch(makefile)
+	if tags == nil {
+		t.Fatal("the Makefile has no TAGS")
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", string(tags[1]), "-ldflags", "-dumpdep",
+		"-o", filepath.Join(t.TempDir(), "cri-runtime"), module+"/cmd/cri-runtime")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	deps, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(deps, []byte("\nmain.main -> ")) {
+		t.Fatalf("build: %v, %d bytes of dependencies", err, len(deps))
+	}
+	for line := range strings.Lines(string(deps)) {
+		if by, what, _ := strings.Cut(line, " -> "); strings.Contains(what, "<ReflectMethod>") {
+			t.Errorf("%s calls %s", by, what)
+		}
 	}
 }
 

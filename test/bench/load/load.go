@@ -1,16 +1,15 @@
 // Package load measures a CRI v1 runtime through its socket, the way a kubelet uses it. It
 // knows nothing about any particular runtime: what one costs is read by a Meter.
 //
+// It waits for log lines by inotify, so that on a machine with two processors the client
+// does not take the time that it measures. The caller must be outside of what a Meter counts.
+//
 // Each measurement starts its own pods and removes them again, also when it fails. It refuses
 // pods outside its own namespace. It writes log directories below Options.LogDir only.
 // Goroutines are waited for by the call that started them.
 package load
 
-import (
-	"context"
-	"errors"
-	"time"
-)
+import "time"
 
 // Options say what the pods look like. They are like a kubelet's: two file mounts,
 // environment, DNS, a log directory, a cgroup parent.
@@ -46,7 +45,8 @@ type Daemon interface {
 	Start() error
 }
 
-// Samples are durations in milliseconds, in the order in which they were taken.
+// Samples are durations in milliseconds; those of a single worker are in the order in which
+// they were taken.
 type Samples []float64
 
 // Steps are the samples of each CRI call of a pod's life, and of "FirstLog" (from
@@ -113,66 +113,3 @@ type Restart struct {
 	Sandboxes  int     `json:"sandboxes_ready"`
 	Containers int     `json:"containers_running"`
 }
-
-// Client is a connection to one runtime. Its measurements are taken one at a time.
-type Client struct {
-	options Options
-	meter   Meter
-}
-
-// Dial connects and makes sure that the image is there, by a pull if need be. Without a
-// Meter (nil) CPU and memory are not measured and stay zero. The caller must be outside
-// of what the Meter counts.
-func Dial(_ context.Context, o Options, m Meter) (*Client, error) {
-	return &Client{options: o, meter: m}, nil
-}
-
-// Close ends the connection.
-func (c *Client) Close() error { return nil }
-
-// Version is the runtime's name and version.
-func (c *Client) Version(context.Context) (string, error) { return "", errTodo }
-
-// Latency starts and removes pods one after the other, after two that warm up.
-func (c *Client) Latency(_ context.Context, pods int) (Latency, error) {
-	return Latency{}, errTodo
-}
-
-// Throughput starts pods with several workers, then removes them so.
-func (c *Client) Throughput(_ context.Context, pods, workers int) (Throughput, error) {
-	return Throughput{Pods: pods, Workers: workers}, errTodo
-}
-
-// DensityPlan is what Density does. A length of zero leaves that part out.
-type DensityPlan struct {
-	Pods   int
-	Settle time.Duration // before memory is read
-	Idle   time.Duration // nobody asks
-	Poll   time.Duration // all that a kubelet asks, each second
-}
-
-// Density fills the node with pods, one after the other, and removes them at the end.
-func (c *Client) Density(_ context.Context, p DensityPlan) (Density, error) {
-	return Density{Pods: p.Pods}, errTodo
-}
-
-// Exec calls ExecSync of /bin/true in one container, calls times one after the other and
-// calls times with workers in parallel.
-func (c *Client) Exec(_ context.Context, calls, workers int) (Exec, error) {
-	return Exec{Workers: workers}, errTodo
-}
-
-// Logs has one container write lines of the given length, newline included.
-func (c *Client) Logs(_ context.Context, length time.Duration, line int) (Logs, error) {
-	return Logs{Line: line}, errTodo
-}
-
-// Restart kills the daemon under pods and starts it again.
-func (c *Client) Restart(_ context.Context, _ Daemon, pods int) (Restart, error) {
-	return Restart{Pods: pods}, errTodo
-}
-
-// RemoveAll removes what an earlier run left: every pod of our namespace.
-func (c *Client) RemoveAll(context.Context) error { return errTodo }
-
-var errTodo = errors.New("not written yet")

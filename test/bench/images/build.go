@@ -21,6 +21,9 @@ type builder struct {
 	say    func(string, ...any)
 	layers map[string]packed
 	images []Image
+
+	command []string // of the images
+	arch    string
 }
 
 const smallFileCount = 20000
@@ -137,7 +140,7 @@ func (b *builder) manyLayers(ctx context.Context) error {
 // image writes configuration and manifest of an image.
 func (b *builder) image(name string, zstd bool, layers []string) error {
 	config := ocispec.Image{Created: &stamp}
-	config.OS, config.Architecture, config.Config.Cmd = "linux", "amd64", []string{"/bin/true"}
+	config.OS, config.Architecture, config.Config.Cmd = "linux", b.arch, b.command
 	config.RootFS.Type = "layers"
 	manifest := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest}
 	manifest.SchemaVersion = 2

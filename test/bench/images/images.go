@@ -117,7 +117,7 @@ func Build(ctx context.Context, cache string, say func(format string, args ...an
 	for _, f := range files {
 		s.Inputs = append(s.Inputs, filepath.Base(f.path))
 	}
-	b := &builder{dir: tmp, say: say, layers: map[string]packed{}}
+	b := &builder{dir: tmp, say: say, layers: map[string]packed{}, command: []string{"/bin/true"}, arch: "amd64"}
 	if s.Images, err = b.all(ctx, files); err != nil {
 		return nil, fmt.Errorf("make images: %w", err)
 	}

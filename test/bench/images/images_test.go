@@ -10,11 +10,16 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
 
 // small makes a layer of a few files, and an image of it in both compressions.
@@ -156,5 +161,62 @@ func TestServe(t *testing.T) {
 				t.Errorf("length: got %d, want %d", n, tc.length)
 			}
 		})
+	}
+}
+
+// TestSmall: the workload does what the measurements take for granted, and little else.
+func TestSmall(t *testing.T) {
+	testkit.Need(t, testkit.Tool("gcc"))
+	cache := t.TempDir()
+	s, err := Small(t.Context(), cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Small(t.Context(), cache)
+	if err != nil || again.Dir != s.Dir {
+		t.Errorf("the second time: got %v, %v, want the same", again, err)
+	}
+	for _, name := range []string{SmallName, PauseName} {
+		if i, ok := s.Image(name); !ok || i.Unpacked() > 20<<10 {
+			t.Errorf("%s: got %v, %d bytes", name, ok, i.Unpacked())
+		}
+	}
+	source, err := workload.ReadFile("workload/bench.c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := compile(t.Context(), t.TempDir(), source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "bench")
+	if err := os.WriteFile(program, body, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), program, "spam", "1", "20").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+	last := len(lines) - 1
+	if lines[0] != "0000000000xxxxxxxxx" || lines[last-1] != fmt.Sprintf("%010dxxxxxxxxx", last-1) || !strings.HasPrefix(lines[last], fmt.Sprintf("total %d cpu_us ", last)) {
+		t.Errorf("spam: got %q to %q, %q", lines[0], lines[last-1], lines[last])
+	}
+	for _, args := range [][]string{{"wait"}, {"tick", "5"}} {
+		cmd := exec.CommandContext(t.Context(), program, args...)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		line := make([]byte, 5)
+		if _, err := io.ReadFull(out, line); err != nil || string(line) != args[0]+"\n" && string(line) != "ready" {
+			t.Errorf("%s: got %q, %v", args, line, err)
+		}
+		if err := errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()); err != nil {
+			t.Errorf("%s: SIGTERM: %v", args, err)
+		}
 	}
 }

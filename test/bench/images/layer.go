@@ -65,6 +65,10 @@ func (w *layerWriter) file(name string, body io.Reader, size int64) error {
 	return w.put(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: size, ModTime: stamp}, body)
 }
 
+func (w *layerWriter) program(name string, body io.Reader, size int64) error {
+	return w.put(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o755, Size: size, ModTime: stamp}, body)
+}
+
 // layer makes the blobs of one layer: fill is asked once, both compressions are made of it.
 func (b *builder) layer(ctx context.Context, name string, fill func(*layerWriter) error) error {
 	start := time.Now()

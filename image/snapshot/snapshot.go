@@ -127,6 +127,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, err
 	}
 	spread(ctx, s.dir("l"))
+	spread(ctx, s.dir("s"))
 	s.trash = newTrash(s.dir("trash"), s.layers.Sync)
 	if err := s.chooseFormat(ctx); err != nil {
 		return nil, err

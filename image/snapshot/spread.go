@@ -16,7 +16,8 @@ const topDir = 0x00020000
 // with the directories of a file system's root. Else a new layer lands where another was
 // just deleted, and for each of its files the inode allocator walks past all inodes that
 // were freed within the last minutes (recently_deleted in fs/ext4/ialloc.c). After the
-// removal of an image, a pull of 20,000 files took 7 to 8 s, and 1.4 to 2.8 so.
+// removal of an image, a pull of 20,000 files took 7 to 8 s, and 1.4 to 2.8 so. The same
+// goes for writable layers: overlay makes and deletes seven inodes with each of them.
 func spread(ctx context.Context, dir string) {
 	f, err := os.Open(dir)
 	if err == nil {
@@ -28,6 +29,6 @@ func spread(ctx context.Context, dir string) {
 	}
 	if err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
 		// Other file systems know no such flag; nothing but speed depends on it.
-		klog.FromContext(ctx).V(2).Info("Layers are not spread over the disk", "directory", dir, "cause", err)
+		klog.FromContext(ctx).V(2).Info("Files are not spread over the disk", "directory", dir, "cause", err)
 	}
 }

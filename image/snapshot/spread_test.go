@@ -30,7 +30,7 @@ func TestLayersAreSpreadOverTheDisk(t *testing.T) {
 	if st.Type != unix.EXT4_SUPER_MAGIC {
 		t.Skip("not ext4")
 	}
-	for dir, want := range map[string]bool{"l": true, "l/0": false, "s": false} { // it is not inherited
+	for dir, want := range map[string]bool{"l": true, "l/0": false, "s": true, "trash": false} { // it is not inherited
 		f, err := os.Open(filepath.Join(o.Root, dir))
 		if err != nil {
 			t.Fatal(err)

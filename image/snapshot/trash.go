@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +35,9 @@ type trash struct {
 func newTrash(dir string, settle func() error) *trash {
 	return &trash{dir: dir, settle: settle, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 }
+
+// writablePrefix begins the names of writable layers in the trash: see move.
+const writablePrefix = "s-"
 
 // put moves files and trees out of sight; it is no error when there are none. A disk that
 // is full to the last block may have no room for a new name: then it is deleted here.
@@ -89,7 +94,9 @@ func (t *trash) empty(ctx context.Context) {
 		klog.FromContext(ctx).Error(err, "Cannot list what to delete", "directory", t.dir)
 		return
 	}
-	if len(es) > 0 {
+	// Writable layers have no record that survives a power cut: containers come and go
+	// without waiting for the disk.
+	if slices.ContainsFunc(es, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), writablePrefix) }) {
 		if err := t.settle(); err != nil { // space is needed now, a power cut is rare
 			klog.FromContext(ctx).Error(err, "Cannot sync records before what they named is deleted")
 		}

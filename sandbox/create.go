@@ -163,7 +163,7 @@ func (s *Service) mountRoot(id ID, pr *podRecord) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find snapshot: %w", err)
 	}
-	o := mount.Overlay{Lower: rootfs.Lower, Upper: rootfs.Upper, Work: rootfs.Work, Volatile: true} // it dies with the boot
+	o := mount.Overlay{Lower: s.withBase(rootfs.Lower, pr), Upper: rootfs.Upper, Work: rootfs.Work, Volatile: true} // it dies with the boot
 	if pr.userns() != nil {
 		ns, err := os.Open(pr.Namespaces[namespace.User])
 		if err != nil {

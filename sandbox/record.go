@@ -85,6 +85,7 @@ func (p paths) pins(id ID) string        { return filepath.Join(p.podDir(id), "n
 func (p paths) file(id ID, name string) string {
 	return filepath.Join(p.podDir(id), name)
 }
+func (p paths) base() string        { return filepath.Join(p.state, "base") }
 func (p paths) bundlesDir() string  { return filepath.Join(p.state, "bundle") }
 func (p paths) bundle(id ID) string { return filepath.Join(p.bundlesDir(), string(id)) }
 func (p paths) spec(id ID) string   { return filepath.Join(p.bundle(id), "config.json") }

@@ -25,6 +25,7 @@ type Service struct {
 	endsMu           sync.Mutex // guards endsClosed: nothing is added while Close waits
 	endsClosed       bool
 	writablePath     string // a directory on the writable layers' file system
+	base             string // the lowest layer of each container's root, "" for none
 }
 
 // Open reads the records, compares them with the kernel and puts both right. It
@@ -42,6 +43,9 @@ func Open(ctx context.Context, c Config, writablePath string) (*Service, error) 
 	// Everybody on the host may read the ids of pods in the mount table, and everybody may
 	// write to a /dev/shm whose directory can be reached (CVE-2021-41103).
 	if err := os.Chmod(c.State, 0o700); err != nil {
+		return nil, fmt.Errorf("open sandboxes: %w", err)
+	}
+	if err := s.makeBase(); err != nil {
 		return nil, fmt.Errorf("open sandboxes: %w", err)
 	}
 	var err error

@@ -55,6 +55,7 @@ type PullStatus struct {
 	Number   uint64        `json:"number"` // of the pull in this daemon's life
 	Ref      string        `json:"ref"`
 	Phase    PullPhase     `json:"phase"`
+	Phases   []PhaseSince  `json:"phases"` // so far, the present one last
 	Started  time.Time     `json:"started"`
 	Ended    *time.Time    `json:"ended,omitempty"`
 	Seconds  float64       `json:"seconds"` // from the start to now, or to the end
@@ -69,6 +70,12 @@ type PullStatus struct {
 	Layers   []LayerStatus `json:"layers"`
 	Image    ID            `json:"image,omitempty"` // the result
 	Error    string        `json:"error,omitempty"`
+}
+
+// PhaseSince is a phase of a pull and when it began.
+type PhaseSince struct {
+	Phase PullPhase `json:"phase"`
+	Since time.Time `json:"since"`
 }
 
 // LayerStatus is a layer of a pull at one moment.
@@ -128,7 +135,7 @@ func (p *progress) begin(ref string) *pullProgress {
 	p.number++
 	t := &pullProgress{all: p, number: p.number, ref: ref, started: p.now()}
 	t.source.all = p
-	t.phase.Store(new(PhaseResolving))
+	t.phases.Store(&[]PhaseSince{{PhaseResolving, t.started}})
 	p.running[t] = struct{}{}
 	return t
 }
@@ -186,6 +193,24 @@ func (p *progress) find(ref string) (PullStatus, bool) {
 	return found.status(), true
 }
 
+// LastPull shows the pull of a reference that is in flight, or the last one that ended
+// within a quarter of an hour, if it is not forgotten.
+func (s *Store) LastPull(ref string) (PullStatus, bool) {
+	if p, ok := s.Pulling(ref); ok {
+		return p, true
+	}
+	r, err := parseRef(ref)
+	if err != nil {
+		return PullStatus{}, false
+	}
+	for _, p := range slices.Backward(s.Pulls()) {
+		if p.Ref == r.String() && p.Ended != nil {
+			return p, true
+		}
+	}
+	return PullStatus{}, false
+}
+
 // Pulls shows the pulls in flight and the last few that ended within a quarter of an
 // hour, oldest first. It waits for none of them.
 func (s *Store) Pulls() []PullStatus { return s.progress.list() }
@@ -218,12 +243,15 @@ type pullProgress struct {
 	number  uint64
 	ref     string
 	started time.Time
-	phase   atomic.Pointer[PullPhase]
+	phases  atomic.Pointer[[]PhaseSince] // never changed, replaced
 	layers  atomic.Pointer[[]*layerProgress]
 	source  source // of manifest and configuration
 }
 
-func (t *pullProgress) enter(p PullPhase) { t.phase.Store(&p) }
+// enter begins a phase. One goroutine at a time does so.
+func (t *pullProgress) enter(p PullPhase) {
+	t.phases.Store(new(append(slices.Clip(*t.phases.Load()), PhaseSince{p, t.all.now()})))
+}
 
 // pulling names the layers, bottom first, and gives the counters of each.
 func (t *pullProgress) pulling(ds []descriptor) []*layerProgress {
@@ -257,6 +285,7 @@ func (t *pullProgress) end(id ID, err error) {
 	if err != nil {
 		s.Image, s.Phase, s.Error = "", PhaseFailed, err.Error()
 	}
+	s.Phases = append(slices.Clip(s.Phases), PhaseSince{s.Phase, now})
 	for i := range s.Layers {
 		s.Layers[i].Rate, s.Layers[i].Waiting = 0, nil
 	}
@@ -294,8 +323,9 @@ func result(err error) string {
 
 func (t *pullProgress) status() PullStatus {
 	now := t.all.now()
+	phases := *t.phases.Load()
 	s := PullStatus{
-		Number: t.number, Ref: t.ref, Phase: *t.phase.Load(), Started: t.started, Seconds: now.Sub(t.started).Seconds(),
+		Number: t.number, Ref: t.ref, Phase: phases[len(phases)-1].Phase, Phases: phases, Started: t.started, Seconds: now.Sub(t.started).Seconds(),
 		Host: t.source.name(), Waiting: t.source.waiting(), Layers: []LayerStatus{},
 	}
 	layers := t.layers.Load()

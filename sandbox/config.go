@@ -239,13 +239,6 @@ type PodView struct {
 	NetNS     string       // path of the pinned namespace; "" with the node's network
 	Stage     string       // what a pod in transition is doing, for operators
 	Problem   string       // why the last transition failed, "" if none
-	Trace     []Step       // the phases of the start, with their times
-}
-
-// A Step is one timed part of an operation.
-type Step struct {
-	Name string
-	Took time.Duration
 }
 
 // A ContainerView is what readers see of a container.
@@ -272,7 +265,6 @@ type ContainerView struct {
 	CgroupPath string
 	Handler    string
 	Args       []string
-	Trace      []Step
 }
 
 // LinuxUser is who the first process runs as.

@@ -99,7 +99,7 @@ func (c *container) view() *ContainerView {
 	v := &ContainerView{
 		ID: r.ID, Pod: r.Pod, Config: r.Config, ImageID: r.ImageID, ImageRef: r.ImageRef, ImageName: r.ImageName,
 		LogPath: r.LogPath, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, Resources: r.Resources, User: &r.User,
-		StopSignal: r.StopSignal, Mounts: r.Mounts, CgroupPath: r.Cgroup, Handler: r.Handler, Args: r.Args, Trace: r.Trace,
+		StopSignal: r.StopSignal, Mounts: r.Mounts, CgroupPath: r.Cgroup, Handler: r.Handler, Args: r.Args,
 	}
 	switch r.Phase {
 	case PhaseCreating, PhaseCreated, PhaseStarting:
@@ -155,7 +155,7 @@ func (s *Service) ContainerInfo(_ context.Context, id ID) (map[string]any, error
 	r := c.record()
 	info := map[string]any{
 		"sandboxID": r.Pod, "phase": r.Phase.String(), "snapshotKey": string(r.ID), "cgroup": r.Cgroup,
-		"runtimeHandler": r.Handler, "trace": r.Trace, "imageID": r.ImageID,
+		"runtimeHandler": r.Handler, "trace": r.Ops, "imageID": r.ImageID,
 	}
 	if r.Process != nil {
 		info["pid"] = r.Process.PID

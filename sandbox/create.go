@@ -53,6 +53,7 @@ func (s *Service) makeContainer(ctx context.Context, st *stage, p *pod, cfg Cont
 	if pr.Phase != PodRunning {
 		return "", fmt.Errorf("create container %s in pod %s, which is %v: %w", cfg.Metadata.Name, p.id, pr.Phase, errdef.ErrPhase)
 	}
+	st.traces(opCreate, pr)
 	st.enter("find image")
 	img, err := s.Images.Resolve(cfg.Image)
 	if err != nil {
@@ -66,6 +67,8 @@ func (s *Service) makeContainer(ctx context.Context, st *stage, p *pod, cfg Cont
 	if cfg.LogPath != "" && pr.Config.LogDirectory != "" {
 		r.LogPath = filepath.Join(pr.Config.LogDirectory, cfg.LogPath)
 	}
+	r.Before = s.startsBefore(p.id, cfg.Metadata)
+	st.of(r.ID, cfg.Metadata)
 	c := newContainer(&r)
 	c.gate <- struct{}{} // nobody else knows it yet
 	defer c.gate.leave()
@@ -84,7 +87,7 @@ func (s *Service) makeContainer(ctx context.Context, st *stage, p *pod, cfg Cont
 		return "", errors.Join(fmt.Errorf("create container %s: %w", cfg.Metadata.Name, err), s.undoCreate(ctx, c))
 	}
 	r = *c.record()
-	r.Trace = st.trace()
+	r.Ops = append(s.recent.pullOf(p.record(), &r), st.end(nil))
 	if err := s.step(c, r, ctrPrepared); err != nil {
 		return "", errors.Join(err, s.undoCreate(ctx, c))
 	}
@@ -234,6 +237,7 @@ func (s *Service) StartContainer(ctx context.Context, id ID) error {
 func startOf(id ID) string { return "start of container " + string(id) }
 
 func (s *Service) startContainer(ctx context.Context, st *stage, c *container) error {
+	s.traceStart(st, c)
 	st.enter("wait for the container")
 	if err := c.gate.enter(ctx, "container "+string(c.id)); err != nil {
 		return err
@@ -250,12 +254,12 @@ func (s *Service) startContainer(ctx context.Context, st *stage, c *container) e
 	if r.Phase == PhaseRunning {
 		return nil
 	}
-	st.enter("launch")
+	st.enter("read runtime-spec")
 	if err := s.step(c, r, ctrStartAsked); err != nil {
 		return err
 	}
-	if err := s.start(ctx, c, p); err != nil {
-		return errors.Join(fmt.Errorf("start container %s: %w", c.id, err), s.startFailed(ctx, c, err))
+	if err := s.start(ctx, st, c, p); err != nil {
+		return errors.Join(fmt.Errorf("start container %s: %w", c.id, err), s.startFailed(ctx, st, c, err))
 	}
 	s.event(c.id, p, EventStarted, c.record().StartedAt)
 	return nil

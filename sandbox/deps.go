@@ -38,6 +38,11 @@ type Snapshots interface { //nolint:interfacebloat // one life: made, found, mea
 	Keys() []string
 }
 
+// Pulls tells how far a pull is, or how the last one of a reference went.
+type Pulls interface {
+	LastPull(ref string) (image.PullStatus, bool)
+}
+
 // A Network attaches pods. Attach and Detach are idempotent; after a failed Attach,
 // Detach takes back whatever there is of it.
 type Network interface {
@@ -111,6 +116,10 @@ type Config struct {
 	// Capabilities are what this process may hand on; nil means all.
 	Capabilities []string
 	Info         map[string]any // configuration for verbose Status
+	// Pulls tells of the pulls that Pulling was told of; nil: nobody knows more of them.
+	Pulls Pulls
+	// Traced is told of each operation of a start when it is over; nil: nobody.
+	Traced func(context.Context, *Trace)
 	Features     NodeFeatures
 }
 

@@ -15,13 +15,13 @@ import (
 // the retry waits for the work under way instead of being refused.
 type flights struct {
 	wg     sync.WaitGroup
+	ended  func(context.Context, *stage, error) // told of each that is over; nil: nobody
 	mu     sync.Mutex // guards all below
 	run    map[string]*flight
 	closed bool
 }
 
 type flight struct {
-	begun time.Time
 	stage *stage
 	stop  context.CancelFunc
 	done  chan struct{}
@@ -41,7 +41,7 @@ func (f *flights) do(ctx context.Context, key string, limit time.Duration, work 
 		return fl.id, fl.err
 	case <-ctx.Done():
 		return "", fmt.Errorf("%s: still busy with %s after %v; it goes on and a retry joins it: %w",
-			key, fl.stage, time.Since(fl.begun).Round(time.Millisecond), ctx.Err())
+			key, fl.stage, time.Since(fl.stage.op.Begun).Round(time.Millisecond), ctx.Err())
 	}
 }
 
@@ -50,12 +50,13 @@ func (f *flights) join(ctx context.Context, key string, limit time.Duration, wor
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if fl := f.run[key]; fl != nil {
+		fl.stage.join()
 		return fl, nil
 	}
 	if f.closed {
 		return nil, fmt.Errorf("%s: the runtime is ending: %w", key, errdef.ErrRetry)
 	}
-	fl := &flight{begun: time.Now(), stage: &stage{}, done: make(chan struct{})}
+	fl := &flight{stage: newStage(), done: make(chan struct{})}
 	ctx, fl.stop = context.WithTimeout(context.WithoutCancel(ctx), limit)
 	if f.run == nil {
 		f.run = map[string]*flight{}
@@ -68,6 +69,9 @@ func (f *flights) join(ctx context.Context, key string, limit time.Duration, wor
 func (f *flights) fly(ctx context.Context, key string, fl *flight, work func(context.Context, *stage) (ID, error)) {
 	defer fl.stop()
 	fl.id, fl.err = work(ctx, fl.stage)
+	if f.ended != nil {
+		f.ended(ctx, fl.stage, fl.err)
+	}
 	f.mu.Lock()
 	delete(f.run, key)
 	f.mu.Unlock()
@@ -102,46 +106,4 @@ func (f *flights) close(limit time.Duration) error {
 	case <-time.After(limit):
 		return fmt.Errorf("operations cut off, to be taken back by the next start: %q", running)
 	}
-}
-
-// stage says what an operation is doing now and how long each part took. Any
-// goroutine may read it while its owner goes on.
-type stage struct {
-	mu    sync.Mutex // guards all below
-	name  string
-	since time.Time
-	steps []Step
-}
-
-// enter ends the stage before and begins name.
-func (s *stage) enter(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.close()
-	s.name, s.since = name, time.Now()
-}
-
-func (s *stage) close() {
-	if s.name != "" {
-		s.steps = append(s.steps, Step{Name: s.name, Took: time.Since(s.since)})
-	}
-	s.name = ""
-}
-
-// trace ends the last stage and returns all of them.
-func (s *stage) trace() []Step {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.close()
-	return s.steps
-}
-
-// String names the present stage and its age, for errors and operators.
-func (s *stage) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.name == "" {
-		return "nothing"
-	}
-	return fmt.Sprintf("%q (for %v)", s.name, time.Since(s.since).Round(time.Millisecond))
 }

@@ -124,7 +124,7 @@ func (p *pod) view() *PodView {
 	r := p.record()
 	v := &PodView{
 		ID: r.ID, Config: r.Config, State: PodNotReady, CreatedAt: r.CreatedAt, IPs: r.ips(),
-		NetNS: r.Namespaces[namespace.Net], Problem: r.Problem, Trace: r.Trace,
+		NetNS: r.Namespaces[namespace.Net], Problem: r.Problem,
 	}
 	if r.Phase == PodRunning {
 		v.State = PodReady
@@ -171,7 +171,7 @@ func (s *Service) PodInfo(_ context.Context, id ID) (map[string]any, error) {
 	r := p.record()
 	info := map[string]any{
 		"phase": r.Phase.String(), "cgroupParent": r.Parent, "namespaces": r.Namespaces,
-		"runtimeHandler": r.Config.Handler, "trace": r.Trace, "network": r.Attachment,
+		"runtimeHandler": r.Config.Handler, "trace": s.trace(podRef{p.id, r.Config.Metadata}, r), "network": r.Attachment,
 	}
 	if r.Init != nil {
 		info["pid"] = r.Init.PID

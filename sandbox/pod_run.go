@@ -68,6 +68,7 @@ func (s *Service) makePod(ctx context.Context, st *stage, c PodConfig) (ID, erro
 		r.Cgroup = r.Parent
 	}
 	p := newPod(&r)
+	st.traces(opRunPod, &r)
 	p.stage.Store(st)
 	defer p.stage.Store(nil)
 	p.gate <- struct{}{} // nobody else knows it yet
@@ -80,7 +81,7 @@ func (s *Service) makePod(ctx context.Context, st *stage, c PodConfig) (ID, erro
 		return "", errors.Join(fmt.Errorf("run pod %s/%s: %w", c.Metadata.Namespace, c.Metadata.Name, err), s.giveUp(ctx, p, err))
 	}
 	r = *p.record()
-	r.Trace = st.trace()
+	r.Ops = []Op{st.end(nil)}
 	if err := s.stepPod(p, r, podSetUp); err != nil {
 		return "", errors.Join(err, s.giveUp(ctx, p, err))
 	}

@@ -34,6 +34,7 @@ func (s *Service) stopPod(ctx context.Context, p *pod) error {
 		if p.record().Phase == PodStopped {
 			return p.id, nil
 		}
+		st.traces(opStop, p.record())
 		p.stage.Store(st)
 		defer p.stage.Store(nil)
 		st.enter("wait for the pod")

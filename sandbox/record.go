@@ -28,7 +28,7 @@ type podRecord struct {
 	Init       *process                  `json:",omitempty"` // of the shared pid namespace
 	Attachment *cni.Attachment           `json:",omitempty"`
 	Problem    string                    `json:",omitempty"`
-	Trace      []Step                    `json:",omitempty"`
+	Ops        []Op                      `json:",omitempty"` // how it began
 }
 
 // process names a process for ever: pids are used again, start times are not.
@@ -63,7 +63,8 @@ type containerRecord struct {
 	Process    *process  `json:",omitempty"`
 	Ended      *ending   `json:",omitempty"` // set in PhaseExited only
 	StdinDone  bool      `json:",omitempty"` // stdin_once was used up
-	Trace      []Step    `json:",omitempty"`
+	Ops        []Op      `json:",omitempty"` // how it began
+	Before     []Start   `json:",omitempty"` // and those that had its name before
 }
 
 // ending is how a container ended.

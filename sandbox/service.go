@@ -21,6 +21,7 @@ type Service struct {
 	containerJournal *journal.Journal
 	flights          flights
 	events           broadcaster
+	recent           recent
 	ends             sync.WaitGroup
 	endsMu           sync.Mutex // guards endsClosed: nothing is added while Close waits
 	endsClosed       bool
@@ -35,6 +36,7 @@ func Open(ctx context.Context, c Config, writablePath string) (*Service, error) 
 		Config: c, paths: paths{c.State}, pods: newIndex[*pod]("pod"), containers: newIndex[*container]("container"),
 		writablePath: writablePath,
 	}
+	s.flights.ended = s.traced
 	for _, dir := range []string{c.State, s.paths.podsDir(), s.paths.bundlesDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open sandboxes: %w", err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -23,7 +24,7 @@ const startErrorCode = 128
 
 // start runs the container's program. The caller holds the gate and has committed
 // PhaseStarting.
-func (s *Service) start(ctx context.Context, c *container, p *pod) error {
+func (s *Service) start(ctx context.Context, st *stage, c *container, p *pod) error {
 	r := *c.record()
 	rt, err := s.runtime(r.Handler)
 	if err != nil {
@@ -45,25 +46,29 @@ func (s *Service) start(ctx context.Context, c *container, p *pod) error {
 		}
 	}
 	defer root.Close()
+	st.enter("make cgroup")
 	group, err := s.Cgroups.Create(cgroup.Path(r.Cgroup), groupResources(rs, r.Resources))
 	if err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
 	defer group.Close()
+	st.enter("open log")
 	log, pipes, err := openStreams(&r, p.record())
 	if err != nil {
 		return err
 	}
 	defer pipes.CloseContainerEnds()
+	st.enter("compile plan")
 	proc, err := rt.Start(ctx, runtime.Start{
 		ID: string(c.id), Bundle: s.paths.bundle(c.id), Spec: rs, Rootfs: root, Group: group,
-		Stdio: runtime.Stdio{Stdin: pipes.Stdin, Stdout: pipes.Stdout, Stderr: pipes.Stderr}, Log: log, StdinKeep: pipes.StdinW,
+		Stdio: runtime.Stdio{Stdin: pipes.Stdin, Stdout: pipes.Stdout, Stderr: pipes.Stderr}, Log: log, StdinKeep: pipes.StdinW, Phase: st.enter,
 	})
 	if err != nil {
 		return err
 	}
 	r.Process = &process{PID: proc.PID, Start: proc.StartTime}
 	r.StartedAt = time.Now()
+	r.Ops = append(slices.Clip(r.Ops), st.end(nil))
 	return s.step(c, r, ctrStarted)
 }
 
@@ -113,7 +118,7 @@ func (s *Service) holdPIDNamespace(r *containerRecord, p *pod, rs *specs.Spec) (
 
 // startFailed commits that the container ended before it began, so that the kubelet
 // shows why. After a failure that is worth a retry it is created again.
-func (s *Service) startFailed(ctx context.Context, c *container, cause error) error {
+func (s *Service) startFailed(ctx context.Context, st *stage, c *container, cause error) error {
 	r := *c.record()
 	if r.Phase != PhaseStarting {
 		return nil
@@ -123,6 +128,7 @@ func (s *Service) startFailed(ctx context.Context, c *container, cause error) er
 	if errors.Is(cause, errdef.ErrRetry) { // the monitor died in the middle: not the container's fault
 		return errors.Join(s.release(ctx, c), s.step(c, r, ctrNotStarted))
 	}
+	r.Ops = append(slices.Clip(r.Ops), st.end(cause))
 	now := time.Now()
 	r.StartedAt = now
 	r.Ended = &ending{At: now, ExitCode: startErrorCode, Reason: reasonStart, Message: cause.Error()}

@@ -88,6 +88,7 @@ func (b *Builtin) Start(ctx context.Context, s Start) (monitor.Process, error) {
 		dropLog(s)
 		return monitor.Process{}, err
 	}
+	s.enter("open descriptors")
 	in := prepare.Inputs{Rootfs: s.Rootfs, Stdin: s.Stdio.Stdin, Stdout: s.Stdio.Stdout, Stderr: s.Stdio.Stderr}
 	if in.UserNS, err = openUserNS(s.Spec); err != nil {
 		dropLog(s)
@@ -100,6 +101,7 @@ func (b *Builtin) Start(ctx context.Context, s Start) (monitor.Process, error) {
 		return monitor.Process{}, err
 	}
 	defer closeOpened(files)
+	s.enter("launch")
 	return b.run(ctx, l, files, monitor.Start{ID: s.ID, Log: s.Log, Stdin: s.StdinKeep})
 }
 

@@ -129,6 +129,7 @@ func (c *CLI) Start(ctx context.Context, s Start) (_ monitor.Process, err error)
 			dropLog(s)
 		}
 	}()
+	s.enter("make bundle")
 	config, err := c.adapt(s.Spec)
 	if err != nil {
 		return monitor.Process{}, err
@@ -141,6 +142,7 @@ func (c *CLI) Start(ctx context.Context, s Start) (_ monitor.Process, err error)
 	if err := c.makeBundle(s, config); err != nil {
 		return monitor.Process{}, err
 	}
+	s.enter("runtime program: create")
 	pid, master, err := c.create(ctx, s)
 	if err != nil {
 		return monitor.Process{}, err
@@ -150,6 +152,7 @@ func (c *CLI) Start(ctx context.Context, s Start) (_ monitor.Process, err error)
 	if err != nil {
 		return monitor.Process{}, fmt.Errorf("adopt from %s: %w", c.Name, err)
 	}
+	s.enter("runtime program: start")
 	if _, err := c.run(ctx, "start", s.ID); err != nil {
 		return monitor.Process{}, err
 	}

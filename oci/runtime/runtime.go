@@ -37,6 +37,14 @@ type Start struct {
 	Log *monitor.Log
 	// StdinKeep is the writing end of the container's stdin, which the monitor keeps.
 	StdinKeep *os.File
+	// Phase is told what is done now, for operators; nil: nobody wants to know.
+	Phase func(name string)
+}
+
+func (s *Start) enter(phase string) {
+	if s.Phase != nil {
+		s.Phase(phase)
+	}
 }
 
 // Exec is one more process in a running container.

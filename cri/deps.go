@@ -90,6 +90,12 @@ type Pulls interface {
 	Pulling(ref string) (image.PullStatus, bool)
 }
 
+// Starts is told of the pulls that belong to the start of a pod. The function that it
+// returns is called with the end.
+type Starts interface {
+	Pulling(ctx context.Context, pod sandbox.Metadata, ref string) (done func(image.ID, error))
+}
+
 // Runtime is all that the runtime service needs; *sandbox.Service is one.
 type Runtime interface { //nolint:interfacebloat // a sum of small ones, so that wiring passes one value
 	Pods
@@ -106,6 +112,9 @@ type Deps struct {
 	Runtime Runtime
 	Images  Images
 	Pulls   Pulls // the same store, as a rule
+	Starts  Starts // as a rule the same as Runtime; nil: nobody wants to know
+	// Parent puts the trace that a request belongs to into its context; nil: there are none.
+	Parent func(ctx context.Context, header func(name string) []string) context.Context
 	// Version of the program, a semantic version.
 	Version string
 	// StateDir is shown in verbose Status, as others do, for tools that look there.

@@ -33,13 +33,14 @@ func (s *imageService) decodeImage(ctx context.Context, spec *pb.ImageSpec) (str
 	return ref, nil
 }
 
-// PullImage leaves sandbox_config aside: nothing of a pull depends on the pod. The
-// store stops the shared work when the last of its callers has gone.
+// PullImage uses sandbox_config only to note for which pod it is: nothing of a pull
+// depends on that. The store stops the shared work when the last of its callers has gone.
 func (s *imageService) PullImage(ctx context.Context, r *pb.PullImageRequest) (*pb.PullImageResponse, error) {
 	ref, err := s.decodeImage(ctx, r.GetImage())
 	if err != nil {
 		return nil, err
 	}
+	done := s.starts(ctx, r.GetSandboxConfig().GetMetadata(), ref)
 	a := r.GetAuth()
 	id, err := s.deps.Images.Pull(ctx, image.PullRequest{
 		Ref:         ref,
@@ -49,7 +50,17 @@ func (s *imageService) PullImage(ctx context.Context, r *pb.PullImageRequest) (*
 			ServerAddress: a.GetServerAddress(), IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
 		},
 	})
+	done(id, err)
 	return &pb.PullImageResponse{ImageRef: string(id)}, err
+}
+
+// starts notes that a pull belongs to the start of a pod.
+func (s *imageService) starts(ctx context.Context, m *pb.PodSandboxMetadata, ref string) (done func(image.ID, error)) {
+	if s.deps.Starts == nil {
+		return func(image.ID, error) {}
+	}
+	pod := sandbox.Metadata{Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(), Attempt: m.GetAttempt()}
+	return s.deps.Starts.Pulling(ctx, pod, ref)
 }
 
 // ImageStatus answers with nothing, and no error, for an image that is not there. Asked

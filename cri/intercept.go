@@ -10,17 +10,25 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2"
 )
 
 // interceptor is around every call: it gives it a logger, maps its error, logs its end
 // once, and keeps a panic from ending the runtime of a whole node.
-type interceptor struct{ log klog.Logger }
+type interceptor struct {
+	log    klog.Logger
+	parent func(ctx context.Context, header func(name string) []string) context.Context // nil: none
+}
 
 func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	log := i.log.WithValues("method", path.Base(info.FullMethod))
 	defer i.finish(log, path.Base(info.FullMethod), time.Now(), &err)
+	if i.parent != nil {
+		md, _ := metadata.FromIncomingContext(ctx)
+		ctx = i.parent(ctx, md.Get)
+	}
 	return next(klog.NewContext(ctx, log), req)
 }
 

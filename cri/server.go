@@ -45,7 +45,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve streams: %w", err)
 	}
 	log := klog.FromContext(ctx)
-	guard := interceptor{log}
+	guard := interceptor{log, s.deps.Parent}
 	srv := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.UnaryInterceptor(guard.unary),

@@ -94,9 +94,9 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 	}
 	n.server = cri.New(cri.Deps{
 		Runtime: n.sandboxes, Images: n.images, Pulls: n.images, Version: strings.TrimPrefix(version, "v"), StateDir: c.Root,
-		StreamAddr: c.StreamAddr,
+		StreamAddr: c.StreamAddr, Starts: n.sandboxes,
 	})
-	n.admin = admin.New(admin.Deps{Images: n.images, Archives: n.images, Keeper: n.images, Version: version})
+	n.admin = admin.New(admin.Deps{Images: n.images, Archives: n.images, Keeper: n.images, Traces: n.sandboxes, Version: version})
 	return n, nil
 }
 
@@ -173,7 +173,7 @@ func (n *node) openSandboxes(ctx context.Context) (*sandbox.Service, error) {
 	}
 	return sandbox.Open(ctx, sandbox.Config{
 		State: filepath.Join(c.State, "sandbox"), CgroupParent: cgroup.Path(c.CgroupParent), Driver: cgroup.Cgroupfs, SeccompDir: c.SeccompDir,
-		Images: n.images, Snapshots: n.images, Network: n.network, Processes: n.monitor, Streams: n.monitor, Cgroups: n.cgroups,
+		Images: n.images, Snapshots: n.images, Network: n.network, Processes: n.monitor, Streams: n.monitor, Cgroups: n.cgroups, Pulls: n.images,
 		Runtimes: runtimes, Default: c.DefaultRuntime, Init: builtin, Security: security{apparmor.New()}, Capabilities: caps,
 		Info: map[string]any{"version": version, "config": c, "kernel": n.features, "layerStore": n.images.LayerStore()},
 		Features: sandbox.NodeFeatures{

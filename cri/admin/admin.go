@@ -7,6 +7,7 @@
 //	POST /v1/images/load           the body is an archive; lines of progress, then the images
 //	GET  /v1/images/save?ref=REF   an archive; &ref= again for more, &format=oci|oci-gzip|docker
 //	POST /v1/images/verify?ref=REF all that is stored of an image, against its digests
+//	GET  /v1/trace?pod=NAME        how a pod started, or why it does not
 //	GET  /metrics                  Prometheus text format 0.0.4
 //
 // It decides nothing by itself and refuses what the image store refuses; a failure is a
@@ -71,6 +72,7 @@ type Deps struct {
 	Images   Images
 	Archives Archives
 	Keeper   Keeper
+	Traces   Traces
 	Version  string // of the program
 }
 
@@ -93,6 +95,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	mux.HandleFunc("POST /v1/images/load", s.load)
 	mux.HandleFunc("GET /v1/images/save", s.save)
 	mux.HandleFunc("POST /v1/images/verify", s.verify)
+	mux.HandleFunc("GET /v1/trace", s.trace)
 	mux.HandleFunc("GET /metrics", s.metrics)
 	mux.HandleFunc("/", unknown)
 	return serve(ctx, l, mux)

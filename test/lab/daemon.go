@@ -178,7 +178,7 @@ func (d *Daemon) LogTail() string {
 }
 
 // Serve makes images available to the daemon, from a registry on loopback.
-func (d *Daemon) Serve(t testing.TB, address string, store *catalogue.Store) {
+func (d *Daemon) Serve(t testing.TB, address string, store http.Handler) {
 	t.Helper()
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
 	if err != nil {

@@ -119,6 +119,7 @@ func (c *Client) remove(ctx context.Context, id string) error {
 type Pod struct {
 	ID, Container string
 	Log           string // the container's log file
+	Began         map[string]time.Time
 	Took          map[string]time.Duration
 
 	config *rt.PodSandboxConfig
@@ -126,9 +127,9 @@ type Pod struct {
 
 // time keeps how long a step took.
 func (p *Pod) time(step string, f func() error) error {
-	begin := time.Now()
+	p.Began[step] = time.Now()
 	err := f()
-	p.Took[step] = time.Since(begin)
+	p.Took[step] = time.Since(p.Began[step])
 	if err != nil {
 		return fmt.Errorf("%s: %w", step, err)
 	}
@@ -149,7 +150,8 @@ func (c *Client) newPod() (*Pod, error) {
 			return nil, fmt.Errorf("make pod's files: %w", err)
 		}
 	}
-	return &Pod{Took: map[string]time.Duration{}, Log: filepath.Join(dir, "c/0.log"), config: c.podConfig(name, uid, dir)}, nil
+	p := &Pod{Began: map[string]time.Time{}, Took: map[string]time.Duration{}, Log: filepath.Join(dir, "c/0.log"), config: c.podConfig(name, uid, dir)}
+	return p, MakeCgroup(p.config.Linux.CgroupParent)
 }
 
 func (c *Client) podConfig(name, uid, dir string) *rt.PodSandboxConfig {

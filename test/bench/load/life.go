@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"time"
 
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -116,16 +115,4 @@ func (c *Client) stopAll(ctx context.Context, pods []*Pod, workers int) error {
 		}
 		return c.Stop(ctx, pods[i], 0)
 	})...)
-}
-
-// removeCgroup does what the kubelet does when a pod is gone: its cgroup has neither
-// processes nor children by then.
-func removeCgroup(parent string) {
-	if parent == "" {
-		return
-	}
-	dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + parent) // v1: one in each hierarchy
-	for _, dir := range append(dirs, "/sys/fs/cgroup"+parent) {
-		_ = os.Remove(dir)
-	}
 }

@@ -17,7 +17,7 @@ type Options struct {
 	Socket       string // of the runtime
 	Image        string // has the workload as /bench, and /bin/true
 	Handler      string // runtime handler; "" is the default one
-	CgroupParent string // each pod gets a cgroup below it, as a kubelet makes it; "" leaves it to the runtime
+	CgroupParent string // exists; each pod gets a cgroup below it, made by us as a kubelet does; "": the runtime's affair
 	LogDir       string
 	HostNetwork  bool
 	Seccomp      bool // RuntimeDefault instead of Unconfined, the kubelet's default

@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -115,26 +111,6 @@ func (c *Client) identity(ctx context.Context, pods []*Pod) (map[string]string, 
 		}
 	}
 	return all, nil
-}
-
-// members are the processes of a pod's cgroup and of those below it.
-func members(parent string) []string {
-	if parent == "" {
-		return nil
-	}
-	var pids []string
-	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + parent) // v1: the same in each hierarchy
-	for _, root := range append(roots, "/sys/fs/cgroup"+parent) {
-		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.Name() == "cgroup.procs" {
-				body, _ := os.ReadFile(path)
-				pids = append(pids, strings.Fields(string(body))...)
-			}
-			return nil
-		})
-	}
-	slices.Sort(pids)
-	return slices.Compact(pids)
 }
 
 // grows sees whether a log that a container writes all the time gets longer.

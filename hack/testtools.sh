@@ -3,8 +3,9 @@
 #   critest crictl ginkgo   the CRI conformance suite        cni      CNI plugins, below bin/cni
 #   runc                    an OCI runtime (with seccomp)     kubelet  a real kubelet
 #   containerd crio         other runtimes, for make bench and make bench-pull
-#   shim pinns oci          what they run pods with: containerd's shim, CRI-O's pinns, and below bin/oci the newest crun and
-#                           conmon of Debian's suites, each with the libraries that it was linked with
+#   containerd-shim-runc-v2 pinns oci
+#                           what they run pods with; oci: the newest crun and conmon of Debian's suites, below bin/oci, with
+#                           the libraries that they were linked with
 # and prints the directory that holds them: ${CRI_RUNTIME_CACHE:-${XDG_CACHE_HOME:-~/.cache}/cri-runtime}/bin.
 # -n builds nothing and fails when something named is missing. Safe to run twice at once: each tool has a lock.
 set -euo pipefail
@@ -26,11 +27,10 @@ stamp_of() {
   cni) echo "$cni_plugins+1" ;;
   runc) echo "$runc+1" ;;
   kubelet) echo "$kubernetes+1" ;;
-  containerd) echo "$containerd+1" ;;
+  containerd | containerd-shim-runc-v2) echo "$containerd+1" ;;
   crio | pinns) echo "$crio+1" ;;
-  shim) echo "$containerd+1" ;;
   oci) echo "$debian_suites+1" ;;
-  *) die "no such tool: $1 (critest crictl ginkgo cni runc kubelet containerd shim crio pinns oci)" ;;
+  *) die "no such tool: $1 (critest crictl ginkgo cni runc kubelet containerd containerd-shim-runc-v2 crio pinns oci)" ;;
   esac
 }
 
@@ -95,10 +95,10 @@ build_containerd() {
   CGO_ENABLED=0 go build -ldflags "-s -w -X $m/version.Version=$containerd" -o out/containerd $m/cmd/containerd
 }
 
-build_shim() { # static, as in its release
+build_containerd-shim-runc-v2() { # static, as in its release
   local m=github.com/containerd/containerd/v2
   module $m $containerd
-  CGO_ENABLED=0 go build -ldflags "-s -w -X $m/version.Version=$containerd" -o out/shim $m/cmd/containerd-shim-runc-v2
+  CGO_ENABLED=0 go build -ldflags "-s -w -X $m/version.Version=$containerd" -o out/containerd-shim-runc-v2 $m/cmd/containerd-shim-runc-v2
 }
 
 build_pinns() { # as its Makefile does
@@ -160,7 +160,7 @@ make_tool() (
 
 build=1
 [[ ${1-} != -n ]] || { build= && shift; }
-(($#)) || { sed -n '2,9s/^# \?//p' "$0" >&2; exit 2; }
+(($#)) || { sed -n '2,10s/^# \?//p' "$0" >&2; exit 2; }
 for tool; do stamp_of "$tool" >/dev/null; done
 if [[ -z $build ]]; then
   for tool; do have "$tool" || die "$tool is not built: run hack/testtools.sh $tool"; done

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/cri-runtime/cri-runtime/test/bench/images"
+	"github.com/cri-runtime/cri-runtime/test/bench/peers"
+	"github.com/cri-runtime/cri-runtime/test/bench/report"
 )
 
 // aim is one promise, checked against one target's samples of one image.
@@ -82,8 +84,8 @@ func (r *result) ratioAims(image, target string) (out []aim) {
 		} {
 			mine, _ := r.of(image, target, one.figure)
 			peer, ok := r.of(image, containerd, one.figure)
-			if one.want > 0 && ok && peer.median > 0 {
-				out = append(out, aim{image, target, one.what, mine.median / peer.median, one.want, false, one.stretch})
+			if one.want > 0 && ok && peer.Median > 0 {
+				out = append(out, aim{image, target, one.what, mine.Median / peer.Median, one.want, false, one.stretch})
 			}
 		}
 	}
@@ -93,7 +95,7 @@ func (r *result) ratioAims(image, target string) (out []aim) {
 func (r *result) ownAims(i images.Image, target string) []aim {
 	median := func(figure func(sample) float64) float64 {
 		v, _ := r.of(i.Name, target, figure)
-		return v.median
+		return v.Median
 	}
 	compressed, unpacked := r.own(i)
 	what := "disk / uncompressed"
@@ -127,7 +129,7 @@ func (r *result) ownAims(i images.Image, target string) []aim {
 // the EROFS store; the directory store is what remains where the kernel has none, and
 // counts only when it was measured alone.
 func (r *result) missed() (n int) {
-	both := slices.ContainsFunc(r.Targets, func(t target) bool { return t.Name == oursErofs })
+	both := slices.ContainsFunc(r.Targets, func(t peers.Target) bool { return t.Name == oursErofs })
 	for _, a := range r.aims() {
 		if counts := !a.stretch && (!both || a.target != oursDirectory); counts && !a.met() {
 			n++
@@ -137,7 +139,7 @@ func (r *result) missed() (n int) {
 }
 
 func (r *result) aimTable(b *strings.Builder) {
-	b.WriteString("\n## Aims\n\n| image | runtime | | got | aim | |\n|---|---|---|---|---|---|\n")
+	t := report.Table{Head: []string{"image", "runtime", "", "got", "aim", ""}}
 	for _, a := range r.aims() {
 		sign, verdict := "<=", "met"
 		if a.atLeast {
@@ -146,6 +148,7 @@ func (r *result) aimTable(b *strings.Builder) {
 		if !a.met() {
 			verdict = "**not met**"
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | %.3g | %s %.3g | %s |\n", a.image, a.target, a.what, a.got, sign, a.want, verdict)
+		t.Rows = append(t.Rows, []string{a.image, a.target, a.what, fmt.Sprintf("%.3g", a.got), fmt.Sprintf("%s %.3g", sign, a.want), verdict})
 	}
+	b.WriteString("\n## Aims\n\n" + t.Markdown())
 }

@@ -8,12 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/test/bench/stage"
 )
 
 // diskSize holds what the peers write for the largest image, twice.
@@ -96,22 +96,7 @@ func (d *disk) fresh(ctx context.Context) error {
 }
 
 // drop unmounts it, and what a runtime left mounted on it.
-func (d *disk) drop() error { return removeMounts(d.point) }
-
-// removeMounts unmounts all at a path and below it.
-func removeMounts(path string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(path))
-	if err != nil {
-		return fmt.Errorf("list mounts: %w", err)
-	}
-	var errs []error
-	for _, m := range slices.Backward(mounts) {
-		if err := unix.Unmount(m.Mountpoint, 0); err != nil {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", m.Mountpoint, err))
-		}
-	}
-	return errors.Join(errs...)
-}
+func (d *disk) drop() error { return stage.RemoveMounts(d.point) }
 
 // sync writes everything to the device.
 func (d *disk) sync() error {

@@ -22,6 +22,8 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+
+	"github.com/cri-runtime/cri-runtime/test/bench/stage"
 )
 
 // options are what can be chosen. They are handed to the inner half as they are.
@@ -48,11 +50,9 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	switch os.Getenv(stageEnv) {
-	case stageInner:
-		return inside(ctx)
-	case stageRegistry:
-		return serveImages(ctx)
+	var s setting
+	if played, err := stage.Play(ctx, &s, func(ctx context.Context) error { return inside(ctx, s) }); played {
+		return err
 	}
 	var o options
 	flag.StringVar(&o.Bin, "bin", "bin", "directory of cri-runtime and cri-monitor")

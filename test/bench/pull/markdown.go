@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/cri-runtime/cri-runtime/test/bench/images"
+	"github.com/cri-runtime/cri-runtime/test/bench/report"
 )
 
 // column is one figure of the tables.
@@ -63,24 +64,25 @@ func (r *result) markdown() string {
 }
 
 func (r *result) table(b *strings.Builder, image string) {
-	fmt.Fprintf(b, "\n## %s\n\n| |", image)
+	t := report.Table{Head: []string{""}}
 	for _, c := range columns {
-		fmt.Fprintf(b, " %s |", c.head)
+		t.Head = append(t.Head, c.head)
 	}
-	b.WriteString(" MB/s | registry, CPU s | others, CPU s |\n|---|" + strings.Repeat("---|", len(columns)+3) + "\n")
-	for _, t := range r.Targets {
-		if _, ok := r.of(image, t.Name, columns[0].figure); !ok {
+	t.Head = append(t.Head, "MB/s", "registry, CPU s", "others, CPU s")
+	for _, target := range r.Targets {
+		if _, ok := r.of(image, target.Name, columns[0].figure); !ok {
 			continue
 		}
-		fmt.Fprintf(b, "| %s |", t.Name)
+		row := []string{target.Name}
 		for _, c := range columns {
-			fmt.Fprintf(b, " %s |", r.cell(image, t.Name, c))
+			row = append(row, r.cell(image, target.Name, c))
 		}
-		speed, _ := r.of(image, t.Name, r.speed)
-		registry, _ := r.of(image, t.Name, func(s sample) float64 { return s.RegistryCPU })
-		others, _ := r.of(image, t.Name, func(s sample) float64 { return s.OtherCPU })
-		fmt.Fprintf(b, " %.0f | %.2f | %.2f |\n", speed.median, registry.median, others.median)
+		speed, _ := r.of(image, target.Name, r.speed)
+		registry, _ := r.of(image, target.Name, func(s sample) float64 { return s.RegistryCPU })
+		others, _ := r.of(image, target.Name, func(s sample) float64 { return s.OtherCPU })
+		t.Rows = append(t.Rows, append(row, fmt.Sprintf("%.0f", speed.Median), fmt.Sprintf("%.2f", registry.Median), fmt.Sprintf("%.2f", others.Median)))
 	}
+	fmt.Fprintf(b, "\n## %s\n\n%s", image, t.Markdown())
 }
 
 // remarks names the samples that were disturbed, and those that fetched more than the
@@ -106,9 +108,9 @@ func (r *result) remarks(b *strings.Builder, i images.Image) {
 func (r *result) cell(image, target string, c column) string {
 	v, _ := r.of(image, target, c.figure)
 	number := func(f float64) string { return fmt.Sprintf("%.*f", c.digits, f*c.scale) }
-	text := fmt.Sprintf("%s (%s to %s)", number(v.median), number(v.low), number(v.high))
-	if peer, ok := r.of(image, containerd, c.figure); ok && c.ratio && target != containerd && peer.median > 0 {
-		text += fmt.Sprintf(" x%.2f", v.median/peer.median)
+	text := fmt.Sprintf("%s (%s to %s)", number(v.Median), number(v.Low), number(v.High))
+	if peer, ok := r.of(image, containerd, c.figure); ok && c.ratio && target != containerd && peer.Median > 0 {
+		text += fmt.Sprintf(" x%.2f", v.Median/peer.Median)
 	}
 	return text
 }

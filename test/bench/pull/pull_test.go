@@ -5,16 +5,14 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cri-runtime/cri-runtime/internal/testkit"
 	"github.com/cri-runtime/cri-runtime/test/bench/images"
+	"github.com/cri-runtime/cri-runtime/test/bench/peers"
 )
 
 // made is a result of two targets over an image and the one that shares its layers.
@@ -22,7 +20,7 @@ func made() *result {
 	layers := []images.Layer{{Size: 40e6, Unpacked: 100e6}, {Size: 40e6, Unpacked: 100e6}, {Size: 20e6, Unpacked: 50e6}}
 	r := &result{
 		Began: time.Unix(1700000000, 0).UTC(), Options: options{Runs: 3}, Machine: map[string]string{"kernel": "6.18"},
-		Targets: []target{{Name: oursErofs, Version: "v1"}, {Name: containerd, Version: "v2"}}, Missing: map[string]string{crio: "not built"},
+		Targets: []peers.Target{{Name: oursErofs, Version: "v1"}, {Name: containerd, Version: "v2"}}, Missing: map[string]string{crio: "not built"},
 		Images: &images.Set{Source: "a test", Images: []images.Image{
 			{Name: "bench/debian-app:a", Layers: layers}, {Name: "bench/debian-app:b", Layers: append(layers[:3:3], images.Layer{Size: 1e6, Unpacked: 10e6})},
 		}},
@@ -79,7 +77,7 @@ func TestOneStoreThatMisses(t *testing.T) {
 			r.Samples = append(r.Samples, s)
 		}
 	}
-	r.Targets = append(r.Targets, target{Name: oursDirectory})
+	r.Targets = append(r.Targets, peers.Target{Name: oursDirectory})
 	if n := r.missed(); n != 3 {
 		t.Errorf("missed with both stores: got %d, want 3: the aims are those of the faster store", n)
 	}
@@ -116,7 +114,7 @@ func TestReport(t *testing.T) {
 			t.Fatalf("chart: %v\n%s", err, chart)
 		}
 	}
-	if n := strings.Count(chart, "<path"); n != 6 { // three pairs of image and runtime, in two panels
+	if n := strings.Count(chart, `<path class="l"`); n != 6 { // three pairs of image and runtime, in two panels
 		t.Errorf("bars: got %d, want 6", n)
 	}
 	if _, err := readResult(filepath.Join(t.TempDir(), "none")); err == nil {
@@ -141,7 +139,7 @@ func TestDisturbedSamplesAreMarkedAndCounted(t *testing.T) {
 			t.Errorf("report lacks %q:\n%s", want, text)
 		}
 	}
-	if chart := r.chart(); !strings.Contains(chart, "up to 100.0") {
+	if chart := r.chart(); !strings.Contains(chart, "up to 100") {
 		t.Errorf("the chart hides the slowest pull:\n%s", chart)
 	}
 	if strings.Contains(text, "over the loopback for 100.0 MB") {
@@ -240,65 +238,4 @@ func figures(t *testing.T, d *disk) (used, written int64) {
 		t.Fatal(err)
 	}
 	return used, written
-}
-
-// TestCgroupCountsEndedChildren: a shell whose child works and ends.
-func TestCgroupCountsEndedChildren(t *testing.T) {
-	testkit.Need(t, testkit.Root)
-	name := filepath.Base(t.TempDir()) + "-bench-test"
-	c, err := newCgroup(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := removeCgroups(name); err != nil {
-			t.Error(err)
-		}
-	})
-	argv := c.command([]string{"/bin/sh", "-c", "dd if=/dev/zero of=/dev/null bs=1M count=3000 2>/dev/null; cat"})
-	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	deadline := time.Now().Add(10 * time.Second)
-	for time.Now().Before(deadline) {
-		if used, err := c.cpu(); err != nil {
-			t.Fatal(err)
-		} else if used > 50*time.Millisecond {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	if pids := c.pids(); len(pids) == 0 {
-		t.Error("processes: got none")
-	}
-	if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
-		t.Fatal(err)
-	}
-	if used, err := c.cpu(); err != nil || used < 50*time.Millisecond || used > 10*time.Second {
-		t.Errorf("processor time: got %v, %v", used, err)
-	}
-}
-
-// TestPeakSeesWhatIsFreed: memory that is gone again when the watch ends.
-func TestPeakSeesWhatIsFreed(t *testing.T) {
-	const size = 64 << 20
-	before := resident(os.Getpid())
-	if err := resetPeak(os.Getpid()); err != nil {
-		t.Skip("this kernel does not reset VmHWM: ", err)
-	}
-	area, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_POPULATE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Munmap(area); err != nil {
-		t.Fatal(err)
-	}
-	if got := status(os.Getpid(), "VmHWM"); got < before+size*9/10 {
-		t.Errorf("peak: got %d, want at least %d more than %d", got, size, before)
-	}
 }

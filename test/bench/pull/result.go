@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/cri-runtime/cri-runtime/test/bench/images"
+	"github.com/cri-runtime/cri-runtime/test/bench/peers"
+	"github.com/cri-runtime/cri-runtime/test/bench/report"
+	"github.com/cri-runtime/cri-runtime/test/bench/stage"
 )
 
 // result is one run of the benchmark, all that is needed to judge it.
@@ -20,7 +23,7 @@ type result struct {
 	Took     float64           `json:"took"`
 	Machine  map[string]string `json:"machine"`
 	Options  options           `json:"options"`
-	Targets  []target          `json:"targets"`
+	Targets  []peers.Target    `json:"targets"`
 	Missing  map[string]string `json:"missing,omitempty"` // targets that could not be measured, and why
 	Images   *images.Set       `json:"images"`
 	Samples  []sample          `json:"samples"`
@@ -83,20 +86,8 @@ func mb(n int64) float64 { return float64(n) / 1e6 }
 
 // machine says where it was measured.
 func machine(work string) map[string]string {
-	m := map[string]string{"kernel": kernel(), "processors": processors(), "load before": loadAverage()}
+	m := stage.Machine()
 	m["file system"] = "ext4 in a loop device (direct I/O) on a file in " + filepath.Dir(work) + ", made anew for each pull"
-	for file, keys := range map[string][]string{"/proc/cpuinfo": {"model name"}, "/proc/meminfo": {"MemTotal"}, "/etc/os-release": {"PRETTY_NAME"}} {
-		body, _ := os.ReadFile(file)
-		for line := range strings.Lines(string(body)) {
-			key, value, ok := strings.Cut(line, ":")
-			if !ok {
-				key, value, _ = strings.Cut(line, "=")
-			}
-			if key = strings.TrimSpace(key); slices.Contains(keys, key) && m[key] == "" {
-				m[key] = strings.Trim(strings.TrimSpace(value), `"`)
-			}
-		}
-	}
 	return m
 }
 
@@ -137,26 +128,15 @@ func (r *result) publish(dir string) error {
 	)
 }
 
-// spread is the middle and the ends of some samples.
-type spread struct{ median, low, high float64 }
-
 // of takes one figure of all samples of an image by a target; ok is false without any.
-func (r *result) of(image, target string, figure func(sample) float64) (spread, bool) {
+func (r *result) of(image, target string, figure func(sample) float64) (report.Spread, bool) {
 	var v []float64
 	for _, s := range r.Samples {
 		if s.Image == image && s.Target == target {
 			v = append(v, figure(s))
 		}
 	}
-	if len(v) == 0 {
-		return spread{}, false
-	}
-	slices.Sort(v)
-	middle := v[len(v)/2]
-	if len(v)%2 == 0 {
-		middle = (middle + v[len(v)/2-1]) / 2
-	}
-	return spread{middle, v[0], v[len(v)-1]}, true
+	return report.SpreadOf(v)
 }
 
 // measured lists the images that have samples, in the order of the set.

@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cri-runtime/cri-runtime/test/bench/images"
+	"github.com/cri-runtime/cri-runtime/test/bench/peers"
+	"github.com/cri-runtime/cri-runtime/test/bench/stage"
 )
 
 // sample is one pull. Bytes are bytes, times are seconds.
@@ -46,18 +45,8 @@ type sample struct {
 	Freed  float64 `json:"freed"`  // until the file system is as empty as before; -1: not in freeLimit
 }
 
-// disturbed says what is wrong with a sample, by the same rule for every runtime; "" when
-// nothing is. Such a sample is marked, and counts like the others.
-func (s sample) disturbed() string {
-	const share = 0.05
-	switch {
-	case s.MemoryStall > share*s.Wall:
-		return fmt.Sprintf("the machine lacked memory for %.1f of %.1f s", s.MemoryStall, s.Wall)
-	case s.Stolen > share*s.Wall:
-		return fmt.Sprintf("the hypervisor took %.1f CPU s in %.1f s", s.Stolen, s.Wall)
-	}
-	return ""
-}
+// disturbed says what is wrong with a sample; "" when nothing is.
+func (s sample) disturbed() string { return stage.Disturbed(s.Wall, s.MemoryStall, s.Stolen) }
 
 // freeLimit is how long a runtime may delete behind RemoveImage.
 const freeLimit = 20 * time.Second
@@ -71,45 +60,45 @@ type reading struct {
 
 func (b *bench) read(d *daemon) (r reading, err error) {
 	var errs [5]error
-	r.machine = machineCPU()
-	r.cpu, errs[0] = d.cgroup.cpu()
-	r.registry, errs[1] = b.served.cpu()
+	r.machine = stage.MachineCPU()
+	r.cpu, errs[0] = d.cgroup.CPU()
+	r.registry, errs[1] = b.served.CPU()
 	r.written, errs[2] = b.disk.written()
 	r.used, errs[3] = b.disk.used()
-	r.received, errs[4] = received()
-	r.daemon = wrote(d.process.cmd.Process.Pid)
+	r.received, errs[4] = stage.Received()
+	r.daemon = stage.Wrote(d.process.PID())
 	return r, errors.Join(errs[:]...)
 }
 
 // pull measures the pull of one image by a runtime that is idle.
 func (b *bench) pull(ctx context.Context, d *daemon, image string) (s sample, err error) {
-	s = sample{Image: strings.TrimPrefix(image, "bench/"), Target: d.Name, Load: loadAverage(), Freed: -1}
+	s = sample{Image: strings.TrimPrefix(image, "bench/"), Target: d.Name, Load: stage.LoadAverage(), Freed: -1}
 	if err := b.settle(ctx, d); err != nil {
 		return s, err
 	}
-	pid := d.process.cmd.Process.Pid
-	if err := resetPeak(pid); err != nil {
+	pid := d.process.PID()
+	if err := stage.ResetPeak(pid); err != nil {
 		return s, err
 	}
-	s.Idle = resident(pid)
+	s.Idle = stage.Resident(pid)
 	profile, err := b.profile(ctx, d, s.Image)
 	if err != nil {
 		return s, err
 	}
-	watch := watchPeak(ctx, d.cgroup)
+	watch := stage.WatchPeak(ctx, d.cgroup)
 	before, err := b.read(d)
 	if err != nil {
-		return s, errors.Join(err, fmt.Errorf("peak was %d", watch.end()))
+		return s, errors.Join(err, fmt.Errorf("peak was %d", watch.End()))
 	}
-	stall, steal, begin := stalled(), stolen(), time.Now()
+	stall, steal, begin := stage.Stalled(), stage.Stolen(), time.Now()
 	wall, err := d.pull(ctx, image)
-	s.MemoryStall, s.Stolen = (stalled() - stall).Seconds(), (stolen() - steal).Seconds()
-	cpu, _ := d.cgroup.cpu()
-	machine := machineCPU()
-	s.Peak = max(watch.end(), status(pid, "VmHWM"))
-	err = errors.Join(err, profile.stop(), b.disk.sync())
+	s.MemoryStall, s.Stolen = (stage.Stalled() - stall).Seconds(), (stage.Stolen() - steal).Seconds()
+	cpu, _ := d.cgroup.CPU()
+	machine := stage.MachineCPU()
+	s.Peak = max(watch.End(), stage.Status(pid, "VmHWM"))
+	err = errors.Join(err, profile.Stop(), b.disk.sync())
 	if err != nil {
-		return s, errors.Join(err, errors.New(d.tail()))
+		return s, errors.Join(err, errors.New(d.process.Tail()))
 	}
 	s.Wall, s.Durable = wall.Seconds(), time.Since(begin).Seconds()
 	if err := errors.Join(d.present(ctx, image), b.settle(ctx, d)); err != nil {
@@ -136,7 +125,7 @@ const (
 // settle waits until the runtime has done what it does behind its replies, and writes
 // everything to the device.
 func (b *bench) settle(ctx context.Context, d *daemon) error {
-	last, err := d.cgroup.cpu()
+	last, err := d.cgroup.CPU()
 	for deadline := time.Now().Add(freeLimit); err == nil; {
 		select {
 		case <-ctx.Done():
@@ -144,7 +133,7 @@ func (b *bench) settle(ctx context.Context, d *daemon) error {
 		case <-time.After(quiet):
 		}
 		var now time.Duration
-		if now, err = d.cgroup.cpu(); now-last < quiet/idleShare || time.Now().After(deadline) {
+		if now, err = d.cgroup.CPU(); now-last < quiet/idleShare || time.Now().After(deadline) {
 			break
 		}
 		last = now
@@ -153,7 +142,7 @@ func (b *bench) settle(ctx context.Context, d *daemon) error {
 }
 
 // measureOne is one sample of an image, and of the one that shares its layers.
-func (b *bench) measureOne(ctx context.Context, t target, image images.Image) (out []sample, err error) {
+func (b *bench) measureOne(ctx context.Context, t peers.Target, image images.Image) (out []sample, err error) {
 	d, err := b.launch(ctx, t)
 	defer func() { err = errors.Join(err, b.end(d)) }()
 	if err != nil {
@@ -215,7 +204,7 @@ func (b *bench) measureRemove(ctx context.Context, d *daemon, image string, left
 }
 
 // profile records a pull of ours with perf, when that is asked for.
-func (b *bench) profile(ctx context.Context, d *daemon, image string) (*process, error) {
+func (b *bench) profile(ctx context.Context, d *daemon, image string) (*stage.Process, error) {
 	if b.Options.Perf == "" || !isOurs(d.Name) {
 		return nil, nil //nolint:nilnil // stop of no process does nothing
 	}
@@ -223,29 +212,12 @@ func (b *bench) profile(ctx context.Context, d *daemon, image string) (*process,
 		return nil, fmt.Errorf("profile: %w", err)
 	}
 	file := filepath.Join(b.Options.Perf, strings.ReplaceAll(d.Name+"-"+image, ":", "-")+".data")
-	p, err := start(ctx, filepath.Join(b.Work, "perf.log"), nil, []string{
-		"perf", "record", "-q", "-F", "499", "-e", "cpu-clock", "-g", "-o", file, "-p", fmt.Sprint(d.process.cmd.Process.Pid),
+	p, err := stage.Start(ctx, filepath.Join(b.Work, "perf.log"), nil, []string{
+		"perf", "record", "-q", "-F", "499", "-e", "cpu-clock", "-g", "-o", file, "-p", fmt.Sprint(d.process.PID()),
 	})
 	if err != nil {
 		return nil, err
 	}
 	<-time.After(300 * time.Millisecond) // until it has attached
 	return p, nil
-}
-
-// processors is how many the machine has.
-func processors() string {
-	out, err := exec.Command("nproc").Output() //nolint:noctx // ends at once
-	if err != nil {
-		return "?"
-	}
-	return strings.TrimSpace(string(out))
-}
-
-func kernel() string {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return err.Error()
-	}
-	return unix.ByteSliceToString(u.Release[:])
 }

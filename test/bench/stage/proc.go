@@ -1,4 +1,4 @@
-package main
+package stage
 
 import (
 	"context"
@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// status reads a number of kB from /proc/PID/status, in bytes.
-func status(pid int, key string) int64 {
+// Status reads a number of kB from /proc/PID/status, in bytes.
+func Status(pid int, key string) int64 {
 	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	for line := range strings.Lines(string(body)) {
 		if v, ok := strings.CutPrefix(line, key+":"); ok {
@@ -22,9 +22,9 @@ func status(pid int, key string) int64 {
 	return 0
 }
 
-// wrote is what a process and its children that were waited for have made dirty and not
+// Wrote is what a process and its children that were waited for have made dirty and not
 // taken back, by the kernel's accounting.
-func wrote(pid int) (n int64) {
+func Wrote(pid int) (n int64) {
 	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
 	for line := range strings.Lines(string(body)) {
 		key, v, _ := strings.Cut(strings.TrimSpace(line), ": ")
@@ -39,16 +39,16 @@ func wrote(pid int) (n int64) {
 	return n
 }
 
-// resetPeak makes VmHWM count from now.
-func resetPeak(pid int) error {
+// ResetPeak makes VmHWM count from now.
+func ResetPeak(pid int) error {
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
 		return fmt.Errorf("reset peak memory: %w", err)
 	}
 	return nil
 }
 
-// peak watches the memory of all processes of a cgroup.
-type peak struct {
+// Peak watches the memory of all processes of a cgroup.
+type Peak struct {
 	stop context.CancelFunc
 	wait sync.WaitGroup
 	max  int64
@@ -58,16 +58,16 @@ type peak struct {
 // daemon is not: VmHWM has it.
 const every = 20 * time.Millisecond
 
-func watchPeak(ctx context.Context, c cgroup) *peak {
+func WatchPeak(ctx context.Context, c Cgroup) *Peak {
 	ctx, stop := context.WithCancel(ctx)
-	p := &peak{stop: stop}
+	p := &Peak{stop: stop}
 	p.wait.Go(func() {
 		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
 			var sum int64
-			for _, pid := range c.pids() {
-				sum += resident(pid)
+			for _, pid := range c.PIDs() {
+				sum += Resident(pid)
 			}
 			p.max = max(p.max, sum)
 			select {
@@ -80,14 +80,14 @@ func watchPeak(ctx context.Context, c cgroup) *peak {
 	return p
 }
 
-// end returns the highest sum of resident memory that was seen.
-func (p *peak) end() int64 {
+// End returns the highest sum of resident memory that was seen.
+func (p *Peak) End() int64 {
 	p.stop()
 	p.wait.Wait()
 	return p.max
 }
 
-func resident(pid int) int64 {
+func Resident(pid int) int64 {
 	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	fields := strings.Fields(string(body))
 	if len(fields) < 2 {
@@ -97,9 +97,9 @@ func resident(pid int) int64 {
 	return n * int64(os.Getpagesize())
 }
 
-// machineCPU is the time that all processors have been busy; of guests' own, the
+// MachineCPU is the time that all processors have been busy; of guests' own, the
 // hypervisor's stealing included, as it takes from us too.
-func machineCPU() time.Duration {
+func MachineCPU() time.Duration {
 	body, _ := os.ReadFile("/proc/stat")
 	line, _, _ := strings.Cut(string(body), "\n")
 	fields := strings.Fields(line)
@@ -114,9 +114,9 @@ func machineCPU() time.Duration {
 	return time.Duration(ticks) * (time.Second / 100)
 }
 
-// stalled is the time in which nobody on the machine got on for lack of memory (pressure
+// Stalled is the time in which nobody on the machine got on for lack of memory (pressure
 // stall information); 0 where the kernel does not tell.
-func stalled() time.Duration {
+func Stalled() time.Duration {
 	body, _ := os.ReadFile("/proc/pressure/memory")
 	for line := range strings.Lines(string(body)) {
 		if !strings.HasPrefix(line, "full ") {
@@ -130,8 +130,8 @@ func stalled() time.Duration {
 	return 0
 }
 
-// stolen is the time in which the hypervisor ran something else.
-func stolen() time.Duration {
+// Stolen is the time in which the hypervisor ran something else.
+func Stolen() time.Duration {
 	body, _ := os.ReadFile("/proc/stat")
 	line, _, _ := strings.Cut(string(body), "\n")
 	fields := strings.Fields(line)
@@ -142,9 +142,9 @@ func stolen() time.Duration {
 	return time.Duration(n) * (time.Second / 100)
 }
 
-// received are the bytes that went over the loopback of this network namespace, where
+// Received are the bytes that went over the loopback of this network namespace, where
 // registry and runtime are alone.
-func received() (int64, error) {
+func Received() (int64, error) {
 	body, err := os.ReadFile("/proc/self/net/dev")
 	if err != nil {
 		return 0, fmt.Errorf("read network statistics: %w", err)
@@ -159,7 +159,7 @@ func received() (int64, error) {
 	return 0, fmt.Errorf("read network statistics: no loopback")
 }
 
-func loadAverage() string {
+func LoadAverage() string {
 	body, _ := os.ReadFile("/proc/loadavg")
 	return strings.TrimSpace(string(body))
 }

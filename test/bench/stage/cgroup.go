@@ -1,4 +1,4 @@
-package main
+package stage
 
 import (
 	"errors"
@@ -15,16 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroup counts the processor time of a runtime and all its children, those included
+// Cgroup counts the processor time of a runtime and all its children, those included
 // that have ended.
-type cgroup struct{ dir string }
+type Cgroup struct{ dir string }
 
-// newCgroup makes one in the hierarchy that counts processor time: cpuacct of version
+// NewCgroup makes one in the hierarchy that counts processor time: cpuacct of version
 // 1, or version 2.
-func newCgroup(name string) (cgroup, error) {
+func NewCgroup(name string) (Cgroup, error) {
 	mounts, err := cgroupMounts()
 	if err != nil {
-		return cgroup{}, err
+		return Cgroup{}, err
 	}
 	root := ""
 	for _, m := range mounts {
@@ -37,11 +37,11 @@ func newCgroup(name string) (cgroup, error) {
 		}
 	}
 	if root == "" {
-		return cgroup{}, errors.New("count processor time: neither cpuacct nor cgroup2 is mounted")
+		return Cgroup{}, errors.New("count processor time: neither cpuacct nor cgroup2 is mounted")
 	}
-	c := cgroup{filepath.Join(root, name)}
+	c := Cgroup{filepath.Join(root, name)}
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
-		return cgroup{}, fmt.Errorf("make cgroup: %w", err)
+		return Cgroup{}, fmt.Errorf("make cgroup: %w", err)
 	}
 	return c, nil
 }
@@ -54,13 +54,13 @@ func cgroupMounts() ([]*mountinfo.Info, error) {
 	return mounts, nil
 }
 
-// command puts the program of a command line into the cgroup: a shell goes there first.
-func (c cgroup) command(argv []string) []string {
+// Command puts the program of a command line into the cgroup: a shell goes there first.
+func (c Cgroup) Command(argv []string) []string {
 	return append([]string{"/bin/sh", "-c", `echo 0 >"$1/cgroup.procs" && shift && exec "$@"`, "sh", c.dir}, argv...)
 }
 
-// cpu is the time used so far.
-func (c cgroup) cpu() (time.Duration, error) {
+// CPU is the time used so far.
+func (c Cgroup) CPU() (time.Duration, error) {
 	if body, err := os.ReadFile(filepath.Join(c.dir, "cpuacct.usage")); err == nil {
 		n, err := strconv.ParseInt(strings.TrimSpace(string(body)), 10, 64)
 		return time.Duration(n), err
@@ -78,8 +78,8 @@ func (c cgroup) cpu() (time.Duration, error) {
 	return 0, fmt.Errorf("read processor time: no usage_usec in %s", c.dir)
 }
 
-// pids are the processes of the cgroup and of those below it.
-func (c cgroup) pids() (out []int) {
+// PIDs are the processes of the cgroup and of those below it.
+func (c Cgroup) PIDs() (out []int) {
 	_ = filepath.WalkDir(c.dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return nil //nolint:nilerr // a cgroup below it that has just gone has no processes
@@ -95,9 +95,9 @@ func (c cgroup) pids() (out []int) {
 	return out
 }
 
-// removeCgroups removes the cgroups called name from all hierarchies, deepest first. A
+// RemoveCgroups removes the cgroups called name from all hierarchies, deepest first. A
 // cgroup is busy for a moment after its last process has ended.
-func removeCgroups(name string) error {
+func RemoveCgroups(name string) error {
 	mounts, err := cgroupMounts()
 	if err != nil {
 		return err

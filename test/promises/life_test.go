@@ -154,7 +154,7 @@ func trips(events []event, w window) int {
 	return c["recvmsg"] + c["recvfrom"]
 }
 
-var annotated = flag.String("trace", "", "write every system call of the last pod's life to this file, with whose it is and for which CRI call")
+var annotated = flag.String("calls", "", "write every system call of the last pod's life to this file, with whose it is and for which CRI call")
 
 func annotate(events []event, w map[string]window) error {
 	if *annotated == "" {

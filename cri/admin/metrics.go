@@ -93,7 +93,7 @@ func (s *Server) imageMetrics() ([]family, error) {
 func (s *Server) processMetrics() []family {
 	read := []metrics.Sample{
 		{Name: "/sched/goroutines:goroutines"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/total:bytes"},
-		{Name: "/gc/cycles/total:gc-cycles"},
+		{Name: "/gc/cycles/total:gc-cycles"}, {Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/allocs:objects"},
 	}
 	metrics.Read(read)
 	value := func(i int) float64 {
@@ -106,6 +106,8 @@ func (s *Server) processMetrics() []family {
 		{"go_info", "gauge", "Information about the Go environment.", "version", map[string]float64{runtime.Version(): 1}},
 		gauge("go_goroutines", "Number of goroutines that currently exist.", value(0)),
 		gauge("go_memstats_heap_alloc_bytes", "Number of heap bytes allocated and currently in use.", value(1)),
+		counter("go_memstats_alloc_bytes_total", "Total number of heap bytes allocated until now, even if released already.", value(4)),
+		counter("go_memstats_mallocs_total", "Total number of heap objects allocated, both live and gc-ed.", value(5)),
 		gauge("go_memstats_sys_bytes", "Number of bytes obtained from system.", value(2)),
 		counter("go_gc_cycles_total", "Garbage collections.", value(3)),
 		gauge("process_start_time_seconds", "Start time of the process since unix epoch in seconds.", float64(s.started.UnixMilli())/1000),

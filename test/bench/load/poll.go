@@ -28,7 +28,7 @@ func (c *Client) poll(ctx context.Context, length time.Duration) (Steps, error) 
 		case <-ctx.Done():
 			return steps, ctx.Err()
 		}
-		if err := steps.timed(stepRound, func() error { return c.round(ctx, steps) }); err != nil {
+		if err := c.Round(ctx, steps); err != nil {
 			return steps, err
 		}
 	}
@@ -40,6 +40,11 @@ func (s Steps) timed(step string, f func() error) error {
 	err := f()
 	s[step] = append(s[step], ms(time.Since(begin)))
 	return err
+}
+
+// Round asks all that a kubelet asks in one second, and adds how long each call took.
+func (c *Client) Round(ctx context.Context, steps Steps) error {
+	return steps.timed(stepRound, func() error { return c.round(ctx, steps) })
 }
 
 func (c *Client) round(ctx context.Context, steps Steps) error {

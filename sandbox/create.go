@@ -34,6 +34,9 @@ func (s *Service) CreateContainer(ctx context.Context, podID ID, c ContainerConf
 	}
 	key := fmt.Sprintf("container %s (attempt %d) of pod %s", c.Metadata.Name, c.Metadata.Attempt, p.id)
 	return s.flights.do(ctx, key, createLimit, func(ctx context.Context, st *stage) (ID, error) {
+		if err := s.swept(ctx, st); err != nil {
+			return "", err
+		}
 		for _, old := range s.containersOf(p.id) {
 			r := old.record()
 			if r.Config.Metadata != c.Metadata {

@@ -29,6 +29,7 @@ type fakeNetwork struct {
 	attached       map[string]bool
 	attach, detach error
 	attaching      func() // called inside Attach
+	collecting     func() // called inside GC
 	attaches       int
 }
 
@@ -57,6 +58,9 @@ func (n *fakeNetwork) Detach(_ context.Context, p cni.Pod) error {
 }
 
 func (n *fakeNetwork) GC(_ context.Context, valid []string) error {
+	if n.collecting != nil {
+		n.collecting()
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	maps.DeleteFunc(n.attached, func(id string, _ bool) bool { return !slices.Contains(valid, id) })

@@ -40,6 +40,9 @@ func (s *Service) RunPod(ctx context.Context, c PodConfig) (ID, error) {
 		return "", fmt.Errorf("pod config: linux.security_context.namespace_options.userns_options: %w", err)
 	}
 	return s.flights.do(ctx, c.Metadata.key(), runPodLimit, func(ctx context.Context, st *stage) (ID, error) {
+		if err := s.swept(ctx, st); err != nil {
+			return "", err
+		}
 		if p := s.podByMetadata(c.Metadata); p != nil {
 			r := p.record()
 			if r.Phase == PodRunning && reflect.DeepEqual(r.Config, c) {

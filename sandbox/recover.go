@@ -5,8 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,16 +28,21 @@ import (
 // records know and the kernel lacks has ended, what the kernel has and no record knows
 // is taken away. After a reboot there are no records, and the same code gives back
 // what the old pods had on disk: snapshots and addresses.
+//
+// Lists are complete when it returns. Leftovers are taken away behind it, before the
+// first new pod or container is made: see swept.
 func (s *Service) recover(ctx context.Context) error {
-	if err := s.loadPods(ctx); err != nil {
-		return err
-	}
-	if err := s.loadContainers(ctx); err != nil {
-		return err
-	}
 	known := map[string]monitor.Process{}
 	for _, p := range s.Processes.List() {
 		known[p.ID] = p
+	}
+	if err := load(ctx, s.podJournal, s.pods, podRecordVersion, func(r podRecord) (ID, *pod) { return r.ID, newPod(&r) }); err != nil {
+		return err
+	}
+	if err := load(ctx, s.containerJournal, s.containers, containerRecordVersion, func(r containerRecord) (ID, *container) {
+		return r.ID, newContainer(&r)
+	}); err != nil {
+		return err
 	}
 	for _, c := range s.containers.all() {
 		if err := s.recoverContainer(ctx, c, known); err != nil {
@@ -43,61 +52,71 @@ func (s *Service) recover(ctx context.Context) error {
 	for _, p := range s.pods.all() {
 		s.recoverPod(ctx, p, known)
 	}
-	s.sweep(ctx, known)
+	ctx, s.stopSweep = context.WithCancel(context.WithoutCancel(ctx))
+	s.sweeping.Go(func() {
+		defer close(s.sweepDone)
+		s.sweep(ctx, known)
+	})
 	return nil
 }
 
-func (s *Service) loadPods(ctx context.Context) error {
-	records, damaged, err := s.podJournal.Load()
+// swept waits until what an earlier life of the daemon left has been taken away. Whoever
+// makes a pod or a container asks first, since the sweep takes what it finds in no
+// record for a leftover. What only changes objects that have a record need not wait.
+func (s *Service) swept(ctx context.Context, st *stage) error {
+	select {
+	case <-s.sweepDone:
+		return nil
+	default:
+	}
+	st.enter("take away leftovers of the last start")
+	select {
+	case <-s.sweepDone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("take away leftovers of the last start: %w", ctx.Err())
+	}
+}
+
+// load reads a journal into an index. It refuses records that a later version wrote:
+// without them the sweep would take their pods for strangers and end them.
+func load[R, T any](ctx context.Context, j *journal.Journal, into *index[T], version int, object func(R) (ID, T)) error {
+	records, damaged, err := j.Load()
 	if err != nil {
 		return err
 	}
-	if records, err = s.decode(ctx, records, damaged, podRecordVersion); err != nil {
-		return err
-	}
-	for _, r := range records {
-		var pr podRecord
-		if err := json.Unmarshal(r.Body, &pr); err != nil || pr.ID != ID(r.Name) {
-			klog.FromContext(ctx).Error(err, "Pod record dropped: it cannot be read", "record", r.Name)
-			continue
-		}
-		s.pods.put(pr.ID, newPod(&pr))
-	}
-	return nil
-}
-
-func (s *Service) loadContainers(ctx context.Context) error {
-	records, damaged, err := s.containerJournal.Load()
-	if err != nil {
-		return err
-	}
-	if records, err = s.decode(ctx, records, damaged, containerRecordVersion); err != nil {
-		return err
-	}
-	for _, r := range records {
-		var cr containerRecord
-		if err := json.Unmarshal(r.Body, &cr); err != nil || cr.ID != ID(r.Name) {
-			klog.FromContext(ctx).Error(err, "Container record dropped: it cannot be read", "record", r.Name)
-			continue
-		}
-		s.containers.put(cr.ID, newContainer(&cr))
-	}
-	return nil
-}
-
-// decode tells of damage, and refuses records that a later version wrote: without them
-// the sweep would take their pods for strangers and end them.
-func (s *Service) decode(ctx context.Context, records []journal.Record, damaged []error, version int) ([]journal.Record, error) {
 	for _, err := range damaged {
 		klog.FromContext(ctx).Error(err, "Damaged record left out")
 	}
 	for _, r := range records {
 		if r.Version != version {
-			return nil, fmt.Errorf("record %s has version %d, known here is %d: start the newer program, or drain the node first: %w",
+			return fmt.Errorf("record %s has version %d, known here is %d: start the newer program, or drain the node first: %w",
 				r.Name, r.Version, version, errdef.ErrInvalid)
 		}
 	}
-	return records, nil
+	decoded := make([]R, len(records))
+	bad := make([]error, len(records))
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(records)) {
+		workers.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(records)); i = next.Add(1) - 1 {
+				bad[i] = json.Unmarshal(records[i].Body, &decoded[i])
+			}
+		})
+	}
+	workers.Wait()
+	objects := make(map[ID]T, len(records))
+	for i, r := range records {
+		id, t := object(decoded[i])
+		if bad[i] != nil || id != ID(r.Name) {
+			klog.FromContext(ctx).Error(bad[i], "Record dropped: it cannot be read", "of", into.kind, "record", r.Name)
+			continue
+		}
+		objects[id] = t
+	}
+	into.change(func(m map[ID]T) { maps.Copy(m, objects) })
+	return nil
 }
 
 // recoverContainer puts one container right.

@@ -22,6 +22,9 @@ type Service struct {
 	flights          flights
 	events           broadcaster
 	recent           recent
+	sweeping         sync.WaitGroup
+	sweepDone        chan struct{} // closed when the leftovers of an earlier life are gone
+	stopSweep        context.CancelFunc
 	ends             sync.WaitGroup
 	endsMu           sync.Mutex // guards endsClosed: nothing is added while Close waits
 	endsClosed       bool
@@ -34,7 +37,7 @@ type Service struct {
 func Open(ctx context.Context, c Config, writablePath string) (*Service, error) {
 	s := &Service{
 		Config: c, paths: paths{c.State}, pods: newIndex[*pod]("pod"), containers: newIndex[*container]("container"),
-		writablePath: writablePath,
+		writablePath: writablePath, sweepDone: make(chan struct{}),
 	}
 	s.flights.ended = s.traced
 	for _, dir := range []string{c.State, s.paths.podsDir(), s.paths.bundlesDir()} {
@@ -83,6 +86,8 @@ const closeLimit = 10 * time.Second
 
 // Close cancels operations under way and waits for them. Pods go on running.
 func (s *Service) Close() error {
+	s.stopSweep()
+	s.sweeping.Wait()
 	err := s.flights.close(closeLimit)
 	s.endsMu.Lock()
 	s.endsClosed = true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -200,6 +201,7 @@ func TestRestartPutsEveryPhaseRight(t *testing.T) {
 	if got := b.Pods(PodFilter{}); len(got) != 1 || got[0].ID != pod || got[0].State != PodReady {
 		t.Errorf("pods: got %+v, want the one that was ready", got)
 	}
+	<-b.sweepDone
 	if b.net.left() != 1 || slices.Contains(b.images.Keys(), "stranger") {
 		t.Errorf("strangers are left: %v, %v", b.net.attached, b.images.Keys())
 	}
@@ -207,6 +209,42 @@ func TestRestartPutsEveryPhaseRight(t *testing.T) {
 		if err := b.StartContainer(t.Context(), id); err != nil {
 			t.Errorf("start after the restart: %v", err)
 		}
+	}
+}
+
+// TestLeftoversGoBeforeNewPods: the sweep takes what it finds in no record for a leftover,
+// so lists, stops and removals go on beside it, but nothing new is made.
+func TestLeftoversGoBeforeNewPods(t *testing.T) {
+	b := newBench(t)
+	pod := b.pod(t, "a")
+	id := b.started(t, pod, "c")
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	collecting, collect := make(chan struct{}), make(chan struct{})
+	b.net.collecting = func() { close(collecting); <-collect }
+	b.open(t)
+	<-collecting
+	if len(b.Pods(PodFilter{})) != 1 {
+		t.Error("lists are not complete")
+	}
+	if err := b.StopContainer(t.Context(), id, 0); err != nil {
+		t.Errorf("stop beside the sweep: %v", err)
+	}
+	hasty, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := b.CreateContainer(hasty, pod, containerConfig("later")); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "leftovers") {
+		t.Errorf("create: got %v, want one that names what it waits for", err)
+	}
+	if _, err := b.RunPod(hasty, podConfig("later")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("run: got %v, want none before the leftovers are gone", err)
+	}
+	close(collect)
+	if _, err := b.RunPod(t.Context(), podConfig("later")); err != nil {
+		t.Errorf("run afterwards: %v", err)
+	}
+	if _, err := b.CreateContainer(t.Context(), pod, containerConfig("later")); err != nil {
+		t.Errorf("create afterwards: %v", err)
 	}
 }
 

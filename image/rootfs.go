@@ -79,8 +79,11 @@ func (s *Store) LayerStore() map[string]string {
 
 // FsUsage gives what layers and what writable layers occupy.
 func (s *Store) FsUsage() (layers, writable FsStat, err error) {
-	layers.Path, writable.Path = s.opt.Root, filepath.Join(s.opt.Root, "s")
+	layers.Path, writable.Path = s.opt.Root, s.WritablePath()
 	layers.Bytes, layers.Inodes = s.snaps.Totals()
 	writable.Bytes, writable.Inodes = s.snaps.WritableTotals()
 	return layers, writable, nil
 }
+
+// WritablePath is the directory of all writable layers.
+func (s *Store) WritablePath() string { return filepath.Join(s.opt.Root, "s") }

@@ -47,64 +47,98 @@ func serve(ctx context.Context, c config) (err error) {
 		return err
 	}
 	defer release()
-	// The daemon makes little garbage, so that a heap kept tighter costs next to nothing, and
-	// what pulls need for a moment counts half as much again instead of twice.
+	if err := forgetOldBoot(ctx, c.State); err != nil {
+		return err
+	}
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
+		debug.SetGCPercent(gcStarting)
+	}
+	// Before all else: who calls meanwhile waits some milliseconds for the answer. One who
+	// was refused would come back after a second, as gRPC clients do.
+	open, err := openSockets(ctx, c)
+	if err != nil {
+		return err
 	}
 	// What runs behind requests ends with the node, not with the signal.
 	n, err := wire(context.WithoutCancel(ctx), c)
 	if err != nil {
-		return err
+		return errors.Join(err, open.close())
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
-	if err = n.serve(ctx); err != nil {
+	if err = n.serve(ctx, open); err != nil {
 		err = fmt.Errorf("serve: %w", err)
 	} else {
 		notify("STOPPING=1")
 	}
-	if c.Owned { // also when a socket could not be opened: the monitor runs already
+	if c.Owned {
 		err = errors.Join(err, n.takeAway(context.WithoutCancel(ctx)))
 	}
 	return err
 }
 
+// How much garbage the heap may hold, in percent of what is in use. The daemon makes
+// little of it, so that a heap kept tight costs next to nothing, and what pulls need for a
+// moment counts half as much again instead of twice. The start makes much at once and is
+// over soon: collecting it was a tenth of the start's time.
+const (
+	gcStarting = 400
+	gcServing  = 50
+)
+
 // adminSocket is the name of the admin socket in the state directory.
 const adminSocket = "admin.sock"
 
-// serve opens all sockets, says that it is ready, and answers until ctx ends or one of
-// the servers fails.
-func (n *node) serve(ctx context.Context) (err error) {
-	c := n.config
-	var open []net.Listener
-	defer func() { // what no server has taken over
-		for _, l := range open {
-			err = errors.Join(err, l.Close())
+// sockets are where requests come in.
+type sockets struct{ cri, admin, metrics net.Listener }
+
+func openSockets(ctx context.Context, c config) (s sockets, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
 		}
 	}()
-	socket, err := listen(ctx, c.Listen, 0o660)
-	if err != nil {
-		return err
+	if s.cri, err = listen(ctx, c.Listen, 0o660); err != nil {
+		return s, err
 	}
-	open = append(open, socket)
-	adm, err := listen(ctx, filepath.Join(c.State, adminSocket), 0o600)
-	if err != nil {
-		return err
+	if s.admin, err = listen(ctx, filepath.Join(c.State, adminSocket), 0o600); err != nil {
+		return s, err
 	}
-	open = append(open, adm)
-	g, ctx := errgroup.WithContext(ctx)
 	if c.MetricsAddress != "" {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.MetricsAddress)
-		if err != nil {
-			return fmt.Errorf("--metrics-address: %w", err)
+		if s.metrics, err = (&net.ListenConfig{}).Listen(ctx, "tcp", c.MetricsAddress); err != nil {
+			return s, fmt.Errorf("--metrics-address: %w", err)
 		}
-		g.Go(func() error { return n.admin.ServeMetrics(ctx, l) })
 	}
-	open = nil
-	g.Go(func() error { return n.server.Serve(ctx, socket) })
-	g.Go(func() error { return n.admin.Serve(ctx, adm) })
-	klog.FromContext(ctx).Info("Serving", "socket", c.Listen, "version", version)
+	return s, nil
+}
+
+// close is for sockets that no server has taken.
+func (s sockets) close() error {
+	var errs []error
+	for _, l := range []net.Listener{s.cri, s.admin, s.metrics} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// serve says that it is ready, and answers until ctx ends or one of the servers fails.
+func (n *node) serve(ctx context.Context, open sockets) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if open.metrics != nil {
+		g.Go(func() error { return n.admin.ServeMetrics(ctx, open.metrics) })
+	}
+	g.Go(func() error { return n.server.Serve(ctx, open.cri) })
+	g.Go(func() error { return n.admin.Serve(ctx, open.admin) })
+	klog.FromContext(ctx).Info("Serving", "socket", n.config.Listen, "version", version)
 	notify("READY=1")
+	g.Go(func() error {
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(gcServing)
+		}
+		debug.FreeOSMemory() // what only the start needed
+		return nil
+	})
 	return g.Wait()
 }
 

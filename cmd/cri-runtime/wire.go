@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/cni"
@@ -53,30 +54,16 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 			err = errors.Join(err, n.close())
 		}
 	}()
-	for _, dir := range []string{c.Root, c.State} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return nil, fmt.Errorf("make directory: %w", err)
-		}
+	if err := os.MkdirAll(c.Root, 0o711); err != nil {
+		return nil, fmt.Errorf("make directory: %w", err)
 	}
-	if err := forgetOldBoot(ctx, c.State); err != nil {
-		return nil, err
-	}
-	if n.features, err = probe.Run(ctx, c.Root); err != nil {
-		return nil, fmt.Errorf("probe the kernel: %w", err)
-	}
-	klog.FromContext(ctx).Info("Kernel features found", "features", strings.Join(n.features.Lines(), "; "))
 	if n.cgroups, err = cgroup.Open(ctx); err != nil {
 		return nil, fmt.Errorf("open cgroups: %w", err)
 	}
-	if n.images, err = openImages(ctx, c); err != nil {
-		return nil, fmt.Errorf("open images: %w", err)
-	}
-	if n.network, err = openNetwork(ctx, c); err != nil {
-		return nil, fmt.Errorf("open network: %w", err)
-	}
-	if n.monitor, err = n.connectMonitor(ctx); err != nil {
+	if err := n.open(ctx); err != nil {
 		return nil, err
 	}
+	klog.FromContext(ctx).Info("Kernel features found", "features", strings.Join(n.features.Lines(), "; "))
 	// Exits that come while the records are read wait for them.
 	opened := make(chan struct{})
 	n.monitor.OnExit(func(id string, e monitor.Exit) {
@@ -98,6 +85,34 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 	})
 	n.admin = admin.New(admin.Deps{Images: n.images, Archives: n.images, Keeper: n.images, Traces: n.sandboxes, Version: version})
 	return n, nil
+}
+
+// open makes, at the same time, what does not need each other.
+func (n *node) open(ctx context.Context) error {
+	var g errgroup.Group // all end, also when one fails: close needs what they have opened
+	g.Go(func() (err error) {
+		if n.features, err = probe.Run(ctx, n.cgroups, n.config.Root); err != nil {
+			return fmt.Errorf("probe the kernel: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() (err error) {
+		if n.images, err = openImages(ctx, n.config); err != nil {
+			return fmt.Errorf("open images: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() (err error) {
+		if n.network, err = openNetwork(ctx, n.config); err != nil {
+			return fmt.Errorf("open network: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() (err error) {
+		n.monitor, err = n.connectMonitor(ctx)
+		return err
+	})
+	return g.Wait()
 }
 
 func openImages(ctx context.Context, c config) (*image.Store, error) {
@@ -167,10 +182,6 @@ func (n *node) openSandboxes(ctx context.Context) (*sandbox.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, writable, err := n.images.FsUsage()
-	if err != nil {
-		return nil, fmt.Errorf("find the writable layers: %w", err)
-	}
 	return sandbox.Open(ctx, sandbox.Config{
 		State: filepath.Join(c.State, "sandbox"), CgroupParent: cgroup.Path(c.CgroupParent), Driver: cgroup.Cgroupfs, SeccompDir: c.SeccompDir,
 		Images: n.images, Snapshots: n.images, Network: n.network, Processes: n.monitor, Streams: n.monitor, Cgroups: n.cgroups, Pulls: n.images,
@@ -179,7 +190,7 @@ func (n *node) openSandboxes(ctx context.Context) (*sandbox.Service, error) {
 		Features: sandbox.NodeFeatures{
 			UserNamespaces: n.features.UserNamespaces, RecursiveReadOnly: n.features.RecursiveReadOnly, IDMap: n.features.IDMap, PSI: n.features.PSI,
 		},
-	}, writable.Path)
+	}, n.images.WritablePath())
 }
 
 // external wires a runtime handler that is an OCI runtime program.

@@ -45,16 +45,11 @@ type Features struct {
 }
 
 // Run probes everything. The directory is where images and containers will live.
-// Only a missing cgroup filesystem or an unusable directory is an error; what the
-// daemon cannot do without is its own decision.
-func Run(ctx context.Context, dir string) (Features, error) {
+// Only an unusable directory is an error; what the daemon cannot do without is its own
+// decision.
+func Run(ctx context.Context, h *cgroup.Host, dir string) (Features, error) {
 	begin := time.Now()
-	f := Features{Reasons: map[string]string{}}
-	h, err := cgroup.Open(ctx)
-	if err != nil {
-		return f, fmt.Errorf("probe kernel: %w", err)
-	}
-	f.Cgroup, f.CgroupControllers = h.Mode(), h.Controllers()
+	f := Features{Reasons: map[string]string{}, Cgroup: h.Mode(), CgroupControllers: h.Controllers()}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return f, fmt.Errorf("probe kernel: %w", err)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
 	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
 
@@ -14,7 +15,11 @@ func TestRun(t *testing.T) {
 	testkit.Leaks(t)
 	dir := t.TempDir()
 	begin := time.Now()
-	f, err := Run(t.Context(), dir)
+	h, err := cgroup.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := Run(t.Context(), h, dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -168,7 +168,7 @@ func tools(ctx context.Context, names []string) (string, error) {
 // programs builds the daemon and the monitor, so that the test never sees old ones.
 func programs(ctx context.Context, work string) (string, error) {
 	dir := filepath.Join(work, "bin")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "grpcnotrace", "-o", dir+"/", "../../cmd/...")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "grpcnotrace", "-o", dir+"/", "github.com/cri-runtime/cri-runtime/cmd/...")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build daemon: %w: %s", err, out)

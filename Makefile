@@ -8,12 +8,12 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TAGS    := grpcnotrace
 
 # Everything but the packages that run the built program. As root, a need that a test misses is a failure and no skip.
-UNITS   = $(shell $(GO) list ./... | grep -v -e /test/e2e -e /test/conformance -e /test/rules -e /test/container -e /test/fault -e /test/power)
+UNITS   = $(shell $(GO) list ./... | grep -v -e /test/e2e -e /test/conformance -e /test/rules -e /test/container -e /test/fault -e /test/power -e /test/promises)
 STRICT := $(if $(filter 0,$(shell id -u)),1)
 export CRI_TEST_STRICT ?= $(STRICT)
 
 .DEFAULT_GOAL := build
-.PHONY: help build check fmt vet lint vuln unit test setup e2e conformance benchmark kubelet cgroup2 run cover fuzz bench bench-pull clean
+.PHONY: help build check fmt vet lint vuln unit test setup e2e promises conformance benchmark kubelet cgroup2 run cover fuzz bench bench-pull clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,10 @@ test: setup build check e2e conformance ## everything that CI runs
 # -count=1: the go command does not see that the programs under test, which the tests build, have changed.
 e2e: ## the built program on a real kernel: the kubelet's rules, make run, restarts, and a kubelet where one has been built
 	hack/testtools.sh crictl >/dev/null
-	$(GO) test -count=1 -timeout 20m ./test/rules ./test/container/... ./test/fault/... ./test/power ./test/e2e
+	$(GO) test -count=1 -timeout 20m ./test/rules ./test/container/... ./test/fault/... ./test/power ./test/promises ./test/e2e
+
+promises: ## the counts of docs/promises.md, each beside its limit: system calls, memory, descriptors; never a time
+	$(GO) test -count=1 -v ./test/promises $(if $(CALLS),-calls $(CALLS))
 
 RUNS    ?= 1
 WORKERS ?= 4

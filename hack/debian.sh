@@ -4,8 +4,8 @@
 set -euo pipefail
 
 # What for: util-linux: ipcmk (critest), unshare. busybox-static: the test images. crun, libseccomp-dev + gcc: further OCI runtimes.
-# erofs-utils: a second reader of indexes.
-packages=(util-linux iproute2 nftables iptables jq busybox-static crun gcc libc6-dev libseccomp-dev pkg-config ca-certificates procps erofs-utils)
+# erofs-utils: a second reader of indexes. strace: counting system calls (test/promises).
+packages=(util-linux iproute2 nftables iptables jq busybox-static crun gcc libc6-dev libseccomp-dev pkg-config ca-certificates procps erofs-utils strace)
 (($# == 0)) || packages=("$@")
 
 missing() { # prints the packages of the arguments that are not installed

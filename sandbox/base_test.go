@@ -43,7 +43,7 @@ func TestBase(t *testing.T) {
 			t.Fatalf("got %q, %v, want a directory", s.base, err)
 		}
 	}
-	pr := &podRecord{}
+	pr := &podRecord{podBase: &podBase{}}
 	root, err := mount.Overlay{Lower: s.withBase([]string{at("image")}, pr), Upper: at("upper"), Work: at("work"), Volatile: true}.Mount()
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +62,7 @@ func TestBase(t *testing.T) {
 	if got := s.withBase([]string{"a"}, pr); len(got) != 1 {
 		t.Errorf("with a user namespace: got %v", got)
 	}
-	if got := s.withBase(make([]string, maxLower), &podRecord{}); len(got) != maxLower {
+	if got := s.withBase(make([]string, maxLower), &podRecord{podBase: &podBase{}}); len(got) != maxLower {
 		t.Errorf("of the most layers that can be: got %d", len(got))
 	}
 }

@@ -10,29 +10,31 @@ type ID string
 
 // Metadata is the kubelet's key of a pod. A retry carries the same one.
 type Metadata struct {
-	Name, Namespace, UID string
-	Attempt              uint32
+	Name, Namespace, UID string `json:",omitzero"`
+	Attempt              uint32 `json:",omitzero"`
 }
 
 // A PodConfig is what RunPodSandbox asks for. Maps are kept byte for byte.
 type PodConfig struct {
-	Metadata     Metadata
-	Hostname     string
-	LogDirectory string
-	DNS          *DNS // nil: the host's resolv.conf
-	PortMappings []PortMapping
-	Labels       map[string]string
-	Annotations  map[string]string
-	CgroupParent string // cgroupfs syntax, also with the systemd driver
-	Sysctls      map[string]string
-	Security     PodSecurity
-	Overhead     *Resources
-	Resources    *Resources
-	Handler      string // runtime handler; "" is the default one
+	Metadata     Metadata          `json:",omitzero"`
+	Hostname     string            `json:",omitzero"`
+	LogDirectory string            `json:",omitzero"`
+	DNS          *DNS              `json:",omitzero"` // nil: the host's resolv.conf
+	PortMappings []PortMapping     `json:",omitzero"`
+	Labels       map[string]string `json:",omitzero"`
+	Annotations  map[string]string `json:",omitzero"`
+	CgroupParent string            `json:",omitzero"` // cgroupfs syntax, also with the systemd driver
+	Sysctls      map[string]string `json:",omitzero"`
+	Security     PodSecurity       `json:",omitzero"`
+	Overhead     *Resources        `json:",omitzero"`
+	Resources    *Resources        `json:",omitzero"`
+	Handler      string            `json:",omitzero"` // runtime handler; "" is the default one
 }
 
 // DNS is the content of a pod's resolv.conf.
-type DNS struct{ Servers, Searches, Options []string }
+type DNS struct {
+	Servers, Searches, Options []string `json:",omitzero"`
+}
 
 // Protocol of a host port.
 type Protocol string
@@ -46,10 +48,10 @@ const (
 
 // A PortMapping forwards HostPort to ContainerPort. An invalid HostIP means all.
 type PortMapping struct {
-	Protocol      Protocol
-	HostIP        netip.Addr
-	HostPort      int32 // 0: no mapping
-	ContainerPort int32
+	Protocol      Protocol   `json:",omitzero"`
+	HostIP        netip.Addr `json:",omitzero"`
+	HostPort      int32      `json:",omitzero"` // 0: no mapping
+	ContainerPort int32      `json:",omitzero"`
 }
 
 // NamespaceMode says whose namespace a process shares. The zero value is the pod's,
@@ -66,16 +68,20 @@ const (
 
 // Namespaces are the choices of a pod or container.
 type Namespaces struct {
-	Network, PID, IPC NamespaceMode
-	TargetID          ID // for PID ModeTarget
-	User              *UserNamespace
+	Network, PID, IPC NamespaceMode  `json:",omitzero"`
+	TargetID          ID             `json:",omitzero"` // for PID ModeTarget
+	User              *UserNamespace `json:",omitzero"`
 }
 
 // UserNamespace maps the pod's ids; nil means the node's user namespace.
-type UserNamespace struct{ UIDs, GIDs []IDMap }
+type UserNamespace struct {
+	UIDs, GIDs []IDMap `json:",omitzero"`
+}
 
 // An IDMap maps Length ids from Container on to those from Host on.
-type IDMap struct{ Host, Container, Length uint32 }
+type IDMap struct {
+	Host, Container, Length uint32 `json:",omitzero"`
+}
 
 // Seccomp and AppArmor profiles.
 type (
@@ -83,8 +89,8 @@ type (
 	ProfileKind int
 	// A Profile selects a seccomp or AppArmor profile.
 	Profile struct {
-		Kind ProfileKind
-		Name string // Localhost: file of a seccomp profile, name of an AppArmor one
+		Kind ProfileKind `json:",omitzero"`
+		Name string      `json:",omitzero"` // Localhost: file of a seccomp profile, name of an AppArmor one
 	}
 )
 
@@ -98,68 +104,70 @@ const (
 
 // PodSecurity is the sandbox-wide security context.
 type PodSecurity struct {
-	Namespaces         Namespaces
-	SELinux            *SELinux
-	RunAsUser          *int64
-	RunAsGroup         *int64
-	SupplementalGroups []int64
-	StrictGroups       bool // SupplementalGroupsPolicy Strict
-	ReadonlyRootfs     bool
-	Privileged         bool
-	Seccomp, AppArmor  Profile
+	Namespaces         Namespaces `json:",omitzero"`
+	SELinux            *SELinux   `json:",omitzero"`
+	RunAsUser          *int64     `json:",omitzero"`
+	RunAsGroup         *int64     `json:",omitzero"`
+	SupplementalGroups []int64    `json:",omitzero"`
+	StrictGroups       bool       `json:",omitzero"` // SupplementalGroupsPolicy Strict
+	ReadonlyRootfs     bool       `json:",omitzero"`
+	Privileged         bool       `json:",omitzero"`
+	Seccomp, AppArmor  Profile    `json:",omitzero"`
 }
 
 // SELinux labels, refused where SELinux is off only if the kubelet insists.
-type SELinux struct{ User, Role, Type, Level string }
+type SELinux struct {
+	User, Role, Type, Level string `json:",omitzero"`
+}
 
 // Resources of CRI's LinuxContainerResources. 0 and "" mean unset.
 type Resources struct {
-	CPUPeriod, CPUQuota, CPUShares int64
-	MemoryLimit, MemorySwapLimit   int64 // bytes
-	OOMScoreAdj                    int64
-	CpusetCPUs, CpusetMems         string
-	HugepageLimits                 []HugepageLimit
-	Unified                        map[string]string // cgroup v2 keys
+	CPUPeriod, CPUQuota, CPUShares int64             `json:",omitzero"`
+	MemoryLimit, MemorySwapLimit   int64             `json:",omitzero"` // bytes
+	OOMScoreAdj                    int64             `json:",omitzero"`
+	CpusetCPUs, CpusetMems         string            `json:",omitzero"`
+	HugepageLimits                 []HugepageLimit   `json:",omitzero"`
+	Unified                        map[string]string `json:",omitzero"` // cgroup v2 keys
 }
 
 // HugepageLimit bounds one page size ("2MB"), in bytes.
 type HugepageLimit struct {
-	PageSize string
-	Limit    uint64
+	PageSize string `json:",omitzero"`
+	Limit    uint64 `json:",omitzero"`
 }
 
 // ContainerMetadata is unique in a pod.
 type ContainerMetadata struct {
-	Name    string
-	Attempt uint32
+	Name    string `json:",omitzero"`
+	Attempt uint32 `json:",omitzero"`
 }
 
 // A ContainerConfig is what CreateContainer asks for.
 type ContainerConfig struct {
-	Metadata           ContainerMetadata
-	Image              string // id, tag or digest, as the kubelet sent it
-	UserSpecifiedImage string
-	ImageAnnotations   map[string]string
-	Command, Args      []string
-	WorkingDir         string
-	Envs               []KeyValue
-	Mounts             []Mount
-	Devices            []Device
-	CDIDevices         []string
-	Labels             map[string]string
-	Annotations        map[string]string
-	LogPath            string // relative to the pod's log directory; "" for no log
-	Stdin, StdinOnce   bool
-	TTY                bool
-	StopSignal         int // number; 0: the image's, else SIGTERM
-	Resources          Resources
-	Security           ContainerSecurity
+	Metadata           ContainerMetadata `json:",omitzero"`
+	Image              string            `json:",omitzero"` // id, tag or digest, as the kubelet sent it
+	UserSpecifiedImage string            `json:",omitzero"`
+	ImageAnnotations   map[string]string `json:",omitzero"`
+	Command, Args      []string          `json:",omitzero"`
+	WorkingDir         string            `json:",omitzero"`
+	Envs               []KeyValue        `json:",omitzero"`
+	Mounts             []Mount           `json:",omitzero"`
+	Devices            []Device          `json:",omitzero"`
+	CDIDevices         []string          `json:",omitzero"`
+	Labels             map[string]string `json:",omitzero"`
+	Annotations        map[string]string `json:",omitzero"`
+	LogPath            string            `json:",omitzero"` // relative to the pod's log directory; "" for no log
+	Stdin, StdinOnce   bool              `json:",omitzero"`
+	TTY                bool              `json:",omitzero"`
+	StopSignal         int               `json:",omitzero"` // number; 0: the image's, else SIGTERM
+	Resources          Resources         `json:",omitzero"`
+	Security           ContainerSecurity `json:",omitzero"`
 }
 
 // KeyValue is an environment variable. The value may hold any bytes but NUL.
 type KeyValue struct {
-	Key   string
-	Value []byte
+	Key   string `json:",omitzero"`
+	Value []byte `json:",omitzero"`
 }
 
 // Propagation of a mount. The zero value is private.
@@ -174,39 +182,41 @@ const (
 
 // A Mount is a host path, or an image when Image is set, inside the container.
 type Mount struct {
-	ContainerPath     string
-	HostPath          string
-	ReadOnly          bool
-	RecursiveReadOnly bool
-	SELinuxRelabel    bool
-	Propagation       Propagation
-	UIDMappings       []IDMap
-	GIDMappings       []IDMap
-	Image             string // image volume
-	ImageRef          string // ImageSpec.image_ref of the request
-	ImageUserRef      string // ImageSpec.user_specified_image of the request
-	ImageSubPath      string
-	Options           []string // noexec, nodev, nosuid, ...
+	ContainerPath     string      `json:",omitzero"`
+	HostPath          string      `json:",omitzero"`
+	ReadOnly          bool        `json:",omitzero"`
+	RecursiveReadOnly bool        `json:",omitzero"`
+	SELinuxRelabel    bool        `json:",omitzero"`
+	Propagation       Propagation `json:",omitzero"`
+	UIDMappings       []IDMap     `json:",omitzero"`
+	GIDMappings       []IDMap     `json:",omitzero"`
+	Image             string      `json:",omitzero"` // image volume
+	ImageRef          string      `json:",omitzero"` // ImageSpec.image_ref of the request
+	ImageUserRef      string      `json:",omitzero"` // ImageSpec.user_specified_image of the request
+	ImageSubPath      string      `json:",omitzero"`
+	Options           []string    `json:",omitzero"` // noexec, nodev, nosuid, ...
 }
 
 // A Device is a host node at ContainerPath with cgroup permissions "rwm".
-type Device struct{ ContainerPath, HostPath, Permissions string }
+type Device struct {
+	ContainerPath, HostPath, Permissions string `json:",omitzero"`
+}
 
 // ContainerSecurity is a container's security context.
 type ContainerSecurity struct {
-	CapAdd, CapDrop, CapAmbient []string
-	Privileged                  bool
-	Namespaces                  Namespaces
-	SELinux                     *SELinux
-	RunAsUser                   *int64
-	RunAsUsername               string
-	RunAsGroup                  *int64
-	SupplementalGroups          []int64
-	StrictGroups                bool
-	ReadonlyRootfs              bool
-	NoNewPrivs                  bool
-	MaskedPaths, ReadonlyPaths  []string
-	Seccomp, AppArmor           Profile
+	CapAdd, CapDrop, CapAmbient []string   `json:",omitzero"`
+	Privileged                  bool       `json:",omitzero"`
+	Namespaces                  Namespaces `json:",omitzero"`
+	SELinux                     *SELinux   `json:",omitzero"`
+	RunAsUser                   *int64     `json:",omitzero"`
+	RunAsUsername               string     `json:",omitzero"`
+	RunAsGroup                  *int64     `json:",omitzero"`
+	SupplementalGroups          []int64    `json:",omitzero"`
+	StrictGroups                bool       `json:",omitzero"`
+	ReadonlyRootfs              bool       `json:",omitzero"`
+	NoNewPrivs                  bool       `json:",omitzero"`
+	MaskedPaths, ReadonlyPaths  []string   `json:",omitzero"`
+	Seccomp, AppArmor           Profile    `json:",omitzero"`
 }
 
 // PodState is what CRI shows of a pod's phase.

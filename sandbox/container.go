@@ -21,10 +21,11 @@ type container struct {
 	id       ID
 	gate     gate
 	now      atomic.Pointer[containerRecord]
-	ended    chan struct{} // closed once PhaseExited is committed
-	signaled atomic.Bool   // the stop signal was sent
-	unsaved  bool          // its end could not be written: the monitor keeps the exit; inside the gate
-	gone     bool          // discarded: a late writer must not bring the record back; inside the gate
+	ended    chan struct{}             // closed once PhaseExited is committed
+	signaled atomic.Bool               // the stop signal was sent
+	unsaved  bool                      // its end could not be written: the monitor keeps the exit; inside the gate
+	gone     bool                      // discarded: a late writer must not bring the record back; inside the gate
+	disk     written[*containerRecord] // inside the gate
 	rootfs   atomic.Pointer[os.File]
 	usage    sampler
 }
@@ -45,7 +46,7 @@ func (s *Service) commit(c *container, r containerRecord) error {
 	if c.gone {
 		return fmt.Errorf("container %s was removed meanwhile: %w", r.ID, errdef.ErrNotFound)
 	}
-	if err := s.containerJournal.Write(string(r.ID), &r); err != nil {
+	if err := c.disk.commit(s.containerJournal, r.ID, &r); err != nil {
 		return fmt.Errorf("container %s: %w", r.ID, err)
 	}
 	c.show(&r)
@@ -222,6 +223,7 @@ func (s *Service) UpdateContainerResources(ctx context.Context, id ID, res Resou
 			return fmt.Errorf("update resources of container %s: %w", c.id, err)
 		}
 	}
+	r.own()
 	r.Resources = merged
 	if len(annotations) > 0 {
 		r.Config.Annotations = mergeMaps(r.Config.Annotations, annotations)

@@ -62,10 +62,10 @@ func (s *Service) makeContainer(ctx context.Context, st *stage, p *pod, cfg Cont
 	if err != nil {
 		return "", fmt.Errorf("create container %s: %w", cfg.Metadata.Name, err)
 	}
-	r := containerRecord{
-		ID: newID(), Pod: p.id, Config: cfg, Phase: PhaseCreating, CreatedAt: time.Now(), Handler: pr.Config.Handler,
+	r := containerRecord{containerBase: &containerBase{
+		ID: newID(), Pod: p.id, Config: cfg, CreatedAt: time.Now(), Handler: pr.Config.Handler,
 		ImageID: string(img.ID), ImageRef: imageRef(img), ImageName: imageName(img, cfg), Resources: cfg.Resources,
-	}
+	}, containerState: containerState{Phase: PhaseCreating}}
 	r.Cgroup = string(cgroup.Path(pr.Parent).Join(string(r.ID)))
 	if cfg.LogPath != "" && pr.Config.LogDirectory != "" {
 		r.LogPath = filepath.Join(pr.Config.LogDirectory, cfg.LogPath)
@@ -75,8 +75,10 @@ func (s *Service) makeContainer(ctx context.Context, st *stage, p *pod, cfg Cont
 	c := newContainer(&r)
 	c.gate <- struct{}{} // nobody else knows it yet
 	defer c.gate.leave()
-	if err := s.commit(c, r); err != nil {
-		return "", err
+	// What follows has the container's id for a name, so that is all that a restarted
+	// daemon needs to take it back.
+	if err := s.containerJournal.Write(string(c.id), r.seed()); err != nil {
+		return "", fmt.Errorf("container %s: %w", c.id, err)
 	}
 	s.containers.put(c.id, c)
 	// A stop or removal that began after the look above may have listed the pod's
@@ -88,11 +90,6 @@ func (s *Service) makeContainer(ctx context.Context, st *stage, p *pod, cfg Cont
 	}
 	if err := s.prepare(ctx, st, c, p, img); err != nil {
 		return "", errors.Join(fmt.Errorf("create container %s: %w", cfg.Metadata.Name, err), s.undoCreate(ctx, c))
-	}
-	r = *c.record()
-	r.Ops = append(s.recent.pullOf(p.record(), &r), st.end(nil))
-	if err := s.step(c, r, ctrPrepared); err != nil {
-		return "", errors.Join(err, s.undoCreate(ctx, c))
 	}
 	s.event(c.id, p, EventCreated, r.CreatedAt)
 	return c.id, nil
@@ -124,9 +121,10 @@ func imageName(img *image.Image, c ContainerConfig) string {
 	return c.Image
 }
 
-// prepare makes the snapshot and the runtime-spec and fills in the record.
+// prepare makes the snapshot and the runtime-spec, fills in the record and commits it.
 func (s *Service) prepare(ctx context.Context, st *stage, c *container, p *pod, img *image.Image) error {
 	pr, r := p.record(), *c.record()
+	r.own()
 	st.enter("prepare snapshot")
 	_, err := s.Snapshots.Prepare(ctx, string(c.id), img.ID, image.PrepareOptions{UpperUID: pr.rootID(), UpperGID: pr.rootGID()})
 	if err != nil {
@@ -160,7 +158,8 @@ func (s *Service) prepare(ctx context.Context, st *stage, c *container, p *pod, 
 		return err
 	}
 	r.Args = rs.Process.Args
-	return s.commit(c, r)
+	r.Ops = append(s.recent.pullOf(pr, &r), st.end(nil))
+	return s.step(c, r, ctrPrepared)
 }
 
 // mountRoot makes the container's root as a detached mount: it is in no mount table.

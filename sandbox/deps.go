@@ -119,8 +119,8 @@ type Config struct {
 	// Pulls tells of the pulls that Pulling was told of; nil: nobody knows more of them.
 	Pulls Pulls
 	// Traced is told of each operation of a start when it is over; nil: nobody.
-	Traced func(context.Context, *Trace)
-	Features     NodeFeatures
+	Traced   func(context.Context, *Trace)
+	Features NodeFeatures
 }
 
 // NodeFeatures are what the kernel can do, as probed.

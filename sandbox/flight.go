@@ -16,7 +16,7 @@ import (
 type flights struct {
 	wg     sync.WaitGroup
 	ended  func(context.Context, *stage, error) // told of each that is over; nil: nobody
-	mu     sync.Mutex // guards all below
+	mu     sync.Mutex                           // guards all below
 	run    map[string]*flight
 	closed bool
 }

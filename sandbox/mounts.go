@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-runtime/cri-runtime/image"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/linux/mount"
 	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
@@ -132,14 +133,24 @@ func (s *Service) mountVolumes(ctx context.Context, c *container, r *containerRe
 		}
 		r.Mounts[i].Image, r.Mounts[i].ImageRef = string(img.ID), imageRef(img)
 		r.Views = append(r.Views, viewKey(c.id, i))
-		if err := s.commit(c, *r); err != nil {
-			return err
+	}
+	if len(r.Views) == 0 {
+		return nil
+	}
+	// Until here a restarted daemon finds by the container's id alone what to take back.
+	if err := s.commit(c, *r); err != nil {
+		return err
+	}
+	r.own()
+	for i, m := range r.Mounts {
+		if m.Image == "" {
+			continue
 		}
-		rootfs, err := s.Snapshots.View(ctx, viewKey(c.id, i), img.ID)
+		rootfs, err := s.Snapshots.View(ctx, viewKey(c.id, i), image.ID(m.Image))
+		if err == nil {
+			err = s.mountVolume(s.paths.volume(c.id, i), rootfs.Lower, pr)
+		}
 		if err != nil {
-			return fmt.Errorf("volume %d at %s: %w", i, m.ContainerPath, err)
-		}
-		if err := s.mountVolume(s.paths.volume(c.id, i), rootfs.Lower, pr); err != nil {
 			return fmt.Errorf("volume %d at %s: %w", i, m.ContainerPath, err)
 		}
 	}

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
@@ -22,6 +24,7 @@ type pod struct {
 	now   atomic.Pointer[podRecord]
 	stage atomic.Pointer[stage] // of the operation under way, nil for none
 	gone  bool                  // forgotten: a late writer must not bring the record back; inside the gate
+	disk  written[*podRecord]   // inside the gate
 	usage sampler
 }
 
@@ -38,12 +41,16 @@ func (s *Service) commitPod(p *pod, r podRecord) error {
 	if p.gone {
 		return fmt.Errorf("pod %s was removed meanwhile: %w", r.ID, errdef.ErrNotFound)
 	}
-	if err := s.podJournal.Write(string(r.ID), &r); err != nil {
+	if err := p.disk.commit(s.podJournal, r.ID, &r); err != nil {
 		return fmt.Errorf("pod %s: %w", r.ID, err)
 	}
 	p.now.Store(&r)
 	return nil
 }
+
+// show makes r what readers see, for a pod whose record on disk still says that it is
+// being created.
+func (p *pod) show(r podRecord) { p.now.Store(&r) }
 
 // stepPod commits the phase that event leads to.
 func (s *Service) stepPod(p *pod, r podRecord, e podEvent) error {
@@ -108,12 +115,20 @@ func hostID(u *UserNamespace, group bool) uint32 {
 }
 
 // netNS is the path of the pod's pinned network namespace, or "" when there is none.
-func (r *podRecord) netNS() string {
-	path := r.Namespaces[namespace.Net]
-	if path == "" {
-		return ""
+func (r *podRecord) netNS() string { return pinned(r.Namespaces[namespace.Net]) }
+
+// foundNetNS is netNS, also of a pod that was cut off before it was recorded.
+func (s *Service) foundNetNS(r *podRecord) string {
+	if path := r.netNS(); path != "" || r.onHostNetwork() {
+		return path
 	}
-	if _, err := namespace.Inode(path); err != nil {
+	return pinned(filepath.Join(s.paths.pins(r.ID), string(namespace.Net)))
+}
+
+// pinned is path if a namespace is there, else "".
+func pinned(path string) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil || st.Type != unix.NSFS_MAGIC {
 		return ""
 	}
 	return path
@@ -196,6 +211,8 @@ func (s *Service) UpdatePodResources(ctx context.Context, id ID, overhead, resou
 	}
 	defer p.gate.leave()
 	r := *p.record()
+	base := *r.podBase
+	r.podBase = &base
 	if overhead != nil {
 		r.Config.Overhead = overhead
 	}

@@ -64,7 +64,7 @@ func (s *Service) podByMetadata(m Metadata) *pod {
 }
 
 func (s *Service) makePod(ctx context.Context, st *stage, c PodConfig) (ID, error) {
-	r := podRecord{ID: newID(), Config: c, Phase: PodCreating, CreatedAt: time.Now()}
+	r := podRecord{podBase: &podBase{ID: newID(), Config: c, CreatedAt: time.Now()}, podState: podState{Phase: PodCreating}}
 	parent, own := s.podCgroup(c, r.ID)
 	r.Parent = string(parent)
 	if own {
@@ -110,8 +110,9 @@ func (s *Service) giveUp(ctx context.Context, p *pod, cause error) error {
 	return s.forgetPod(p)
 }
 
-// setUp makes all that a pod has in the kernel. Each thing is recorded before it is
-// made, so that a restarted daemon can take it back.
+// setUp makes all that a pod has in the kernel. The record that the pod is being created
+// is there, and names follow from its id: a restarted daemon finds all of it and takes it
+// back. What came of it is recorded at once, with the pod's readiness.
 func (s *Service) setUp(ctx context.Context, p *pod, st *stage) error {
 	r := *p.record()
 	st.enter("make directories")
@@ -136,9 +137,7 @@ func (s *Service) setUp(ctx context.Context, p *pod, st *stage) error {
 			return fmt.Errorf("attach network: %w", err)
 		}
 		r.Attachment = &a
-		if err := s.commitPod(p, r); err != nil {
-			return err
-		}
+		p.show(r)
 	}
 	st.enter("write files")
 	files, err := r.contents()
@@ -174,7 +173,8 @@ func (s *Service) makeNamespaces(p *pod, r *podRecord) error {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
 	r.Namespaces = pins
-	return s.commitPod(p, *r)
+	p.show(*r)
+	return nil
 }
 
 // check finds what the kernel would refuse or what would leave the pod without a root.
@@ -232,7 +232,7 @@ func (s *Service) makePodCgroup(r *podRecord) error {
 func (s *Service) networkPod(r *podRecord) cni.Pod {
 	m := r.Config.Metadata
 	p := cni.Pod{
-		ID: string(r.ID), Namespace: m.Namespace, Name: m.Name, UID: m.UID, NetNS: r.netNS(),
+		ID: string(r.ID), Namespace: m.Namespace, Name: m.Name, UID: m.UID, NetNS: s.foundNetNS(r),
 		CgroupPath: r.Parent, Annotations: r.Config.Annotations,
 	}
 	for _, pm := range r.Config.PortMappings {

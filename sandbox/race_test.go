@@ -168,7 +168,7 @@ func TestSharedPIDNamespaceIsKnownAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &containerRecord{}
+	r := &containerRecord{containerBase: &containerBase{}}
 	r.Config.Security.Namespaces.PID = ModePod
 	for _, c := range []struct {
 		init *process
@@ -180,7 +180,7 @@ func TestSharedPIDNamespaceIsKnownAgain(t *testing.T) {
 		{nil, errdef.ErrPhase},
 	} {
 		rs := &specs.Spec{Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/proc/1/ns/pid"}}}}
-		f, err := b.holdPIDNamespace(r, newPod(&podRecord{Init: c.init}), rs)
+		f, err := b.holdPIDNamespace(r, newPod(&podRecord{podBase: &podBase{}, podState: podState{Init: c.init}}), rs)
 		if !errors.Is(err, c.want) {
 			t.Errorf("%+v: got %v, want %v", c.init, err, c.want)
 		}

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -36,12 +35,10 @@ func (s *Service) recover(ctx context.Context) error {
 	for _, p := range s.Processes.List() {
 		known[p.ID] = p
 	}
-	if err := load(ctx, s.podJournal, s.pods, podRecordVersion, func(r podRecord) (ID, *pod) { return r.ID, newPod(&r) }); err != nil {
+	if err := load(ctx, s.podJournal, s.pods, podRecordVersion, loadPod); err != nil {
 		return err
 	}
-	if err := load(ctx, s.containerJournal, s.containers, containerRecordVersion, func(r containerRecord) (ID, *container) {
-		return r.ID, newContainer(&r)
-	}); err != nil {
+	if err := load(ctx, s.containerJournal, s.containers, containerRecordVersion, loadContainer); err != nil {
 		return err
 	}
 	for _, c := range s.containers.all() {
@@ -78,9 +75,25 @@ func (s *Service) swept(ctx context.Context, st *stage) error {
 	}
 }
 
+func loadPod(rec journal.Record) (ID, *pod, error) {
+	r, err := decodePod(rec)
+	if err != nil {
+		return "", nil, err
+	}
+	return r.ID, newPod(r), nil
+}
+
+func loadContainer(rec journal.Record) (ID, *container, error) {
+	r, err := decodeContainer(rec)
+	if err != nil {
+		return "", nil, err
+	}
+	return r.ID, newContainer(r), nil
+}
+
 // load reads a journal into an index. It refuses records that a later version wrote:
 // without them the sweep would take their pods for strangers and end them.
-func load[R, T any](ctx context.Context, j *journal.Journal, into *index[T], version int, object func(R) (ID, T)) error {
+func load[T any](ctx context.Context, j *journal.Journal, into *index[T], version int, object func(journal.Record) (ID, T, error)) error {
 	records, damaged, err := j.Load()
 	if err != nil {
 		return err
@@ -89,31 +102,34 @@ func load[R, T any](ctx context.Context, j *journal.Journal, into *index[T], ver
 		klog.FromContext(ctx).Error(err, "Damaged record left out")
 	}
 	for _, r := range records {
-		if r.Version != version {
+		if r.Version < 1 || r.Version > version {
 			return fmt.Errorf("record %s has version %d, known here is %d: start the newer program, or drain the node first: %w",
 				r.Name, r.Version, version, errdef.ErrInvalid)
 		}
 	}
-	decoded := make([]R, len(records))
-	bad := make([]error, len(records))
+	type decoded struct {
+		id  ID
+		t   T
+		err error
+	}
+	all := make([]decoded, len(records))
 	var next atomic.Int64
 	var workers sync.WaitGroup
 	for range min(runtime.GOMAXPROCS(0), len(records)) {
 		workers.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(records)); i = next.Add(1) - 1 {
-				bad[i] = json.Unmarshal(records[i].Body, &decoded[i])
+				all[i].id, all[i].t, all[i].err = object(records[i])
 			}
 		})
 	}
 	workers.Wait()
 	objects := make(map[ID]T, len(records))
 	for i, r := range records {
-		id, t := object(decoded[i])
-		if bad[i] != nil || id != ID(r.Name) {
-			klog.FromContext(ctx).Error(bad[i], "Record dropped: it cannot be read", "of", into.kind, "record", r.Name)
-			continue
+		if d := all[i]; d.err != nil || d.id != ID(r.Name) {
+			klog.FromContext(ctx).Error(d.err, "Record dropped: it cannot be read", "of", into.kind, "record", r.Name)
+		} else {
+			objects[d.id] = d.t
 		}
-		objects[id] = t
 	}
 	into.change(func(m map[ID]T) { maps.Copy(m, objects) })
 	return nil

@@ -170,7 +170,7 @@ func TestRestartPutsEveryPhaseRight(t *testing.T) {
 	if err := b.step(c, *c.record(), ctrStartAsked); err != nil {
 		t.Fatal(err)
 	}
-	half := podRecord{ID: newID(), Config: podConfig("half"), Phase: PodCreating, CreatedAt: time.Now()}
+	half := podRecord{podBase: &podBase{ID: newID(), Config: podConfig("half"), CreatedAt: time.Now()}, podState: podState{Phase: PodCreating}}
 	if err := b.podJournal.Write(string(half.ID), &half); err != nil {
 		t.Fatal(err)
 	}

@@ -1,31 +1,36 @@
 // Package journal keeps one record per object, so that a daemon killed at any line
 // finds every object again.
 //
-// A record is one file: a version, the object as JSON, and a checksum, written to a
-// temporary name and renamed over the old one. On tmpfs, where it lives, that costs a
-// few microseconds and survives kill -9 but not a reboot: what must survive a reboot
-// belongs to the owner of the image or network state. A corrupt record costs that
-// object only. The package starts no goroutine and refuses to interpret records.
+// A record is one file: a header with a version and a checksum, then the object as JSON
+// on one line. It is written to a temporary name and renamed over the old one. What
+// changes often is appended as lines of their own, each with its checksum: a line that
+// the writer's end cut off is no change. On tmpfs, where it lives, that costs a few
+// microseconds and survives kill -9 but not a reboot: what must survive a reboot belongs
+// to the owner of the image or network state. A corrupt record costs that object only.
+// The package starts no goroutine and refuses to interpret records.
 package journal
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/crc32"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/linux/file"
 )
 
 const (
 	magic  = "cri-runtime"
 	suffix = ".json"
-	temp   = ".new"
+	temp   = ".new" // of a file that is to be renamed: see file.Replace
+	change = '+'    // begins the line of a change
+	// maxSize bounds what is read back. The CRI's messages, which are in it, have at most 16 MiB.
+	maxSize = 64 << 20
 )
 
 // A Journal is one directory of records of one kind. Writers of different names may
@@ -48,30 +53,43 @@ type Record struct {
 	Name    string
 	Version int
 	Body    json.RawMessage
+	Changes []json.RawMessage // since then, in order
 }
 
 // Write replaces the record of name. When it returns nil, a reader sees the new body
-// whole, also after the writer was killed.
+// whole and no changes, also after the writer was killed.
 func (j *Journal) Write(name string, object any) error {
 	body, err := json.Marshal(object)
 	if err != nil {
 		return fmt.Errorf("encode record %s: %w", name, err)
 	}
-	head := fmt.Sprintf("%s %d %08x\n", magic, j.version, crc32.ChecksumIEEE(body))
-	path := j.path(name)
-	if err := os.WriteFile(path+temp, append([]byte(head), body...), 0o600); err != nil {
-		// On a full file system half a record would hold the space that others need.
-		return errors.Join(fmt.Errorf("write record %s: %w", name, err), ignoreMissing(os.Remove(path+temp)))
+	line := make([]byte, 0, len(body)+len(magic)+32)
+	line = fmt.Appendf(line, "%s %d %08x\n", magic, j.version, crc32.ChecksumIEEE(body))
+	if err := file.Replace(j.path(name), append(line, body...), 0o600); err != nil {
+		return fmt.Errorf("write record %s: %w", name, err)
 	}
-	if err := os.Rename(path+temp, path); err != nil {
-		return fmt.Errorf("commit record %s: %w", name, err)
+	return nil
+}
+
+// Append adds a change to the record of name, which this version has written. When it
+// returns nil, a reader sees it, also after the writer was killed; after an error it may.
+func (j *Journal) Append(name string, object any) error {
+	body, err := json.Marshal(object)
+	if err != nil {
+		return fmt.Errorf("encode change of record %s: %w", name, err)
+	}
+	// The line break comes first: what a full file system left of a change stays apart.
+	line := make([]byte, 0, len(body)+16)
+	line = fmt.Appendf(line, "\n%c%08x ", change, crc32.ChecksumIEEE(body))
+	if err := file.Append(j.path(name), append(line, body...)); err != nil {
+		return fmt.Errorf("write change of record %s: %w", name, err)
 	}
 	return nil
 }
 
 // Remove deletes the record of name, if there is one.
 func (j *Journal) Remove(name string) error {
-	if err := os.Remove(j.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := file.Remove(j.path(name)); err != nil {
 		return fmt.Errorf("remove record %s: %w", name, err)
 	}
 	return nil
@@ -118,11 +136,11 @@ func compact(errs []error) []error {
 }
 
 func read(path string) (Record, error) {
-	data, err := os.ReadFile(path)
+	data, err := file.Read(path, maxSize)
 	if err != nil {
 		return Record{}, err
 	}
-	head, body, ok := bytes.Cut(data, []byte{'\n'})
+	head, rest, ok := bytes.Cut(data, []byte{'\n'})
 	if !ok {
 		return Record{}, fmt.Errorf("no header: %w", errdef.ErrInvalid)
 	}
@@ -132,17 +150,31 @@ func read(path string) (Record, error) {
 	if n, err := fmt.Sscanf(string(head), "%s %d %x", &word, &version, &sum); n != 3 || err != nil || word != magic {
 		return Record{}, fmt.Errorf("header %.40q: %w", head, errdef.ErrInvalid)
 	}
+	body, rest, _ := bytes.Cut(rest, []byte{'\n'})
 	if got := crc32.ChecksumIEEE(body); got != sum {
 		return Record{}, fmt.Errorf("checksum %08x, want %08x: %w", got, sum, errdef.ErrInvalid)
 	}
-	return Record{Version: version, Body: body}, nil
+	r := Record{Version: version, Body: body}
+	for line := range bytes.SplitSeq(rest, []byte{'\n'}) {
+		if c, ok := readChange(line); ok {
+			r.Changes = append(r.Changes, c)
+		}
+	}
+	return r, nil
 }
 
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// readChange takes a line apart. One that is not whole was never told to be written.
+func readChange(line []byte) (json.RawMessage, bool) {
+	if len(line) < 10 || line[0] != change || line[9] != ' ' {
+		return nil, false
 	}
-	return err
+	var sum [4]byte
+	if _, err := hex.Decode(sum[:], line[1:9]); err != nil {
+		return nil, false
+	}
+	body := line[10:]
+	want := uint32(sum[0])<<24 | uint32(sum[1])<<16 | uint32(sum[2])<<8 | uint32(sum[3])
+	return body, crc32.ChecksumIEEE(body) == want
 }
 
 func (j *Journal) path(name string) string { return filepath.Join(j.dir, name+suffix) }

@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -74,4 +76,74 @@ func flip(t *testing.T, path string) {
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestChanges(t *testing.T) {
+	dir := t.TempDir()
+	j, err := Open(dir, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Append("x", 0); err == nil {
+		t.Error("a change of nothing: got no error")
+	}
+	if err := j.Write("x", 1); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "x.json")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []string{"two", "three"} {
+		if err := j.Append("x", v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	two, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The writer may be killed within each byte of the second change.
+	begin := len(two) - len("\n+01234567 \"three\"")
+	for end := begin; end <= len(two); end++ {
+		if err := os.WriteFile(path, two[:end], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := j.Append("x", "four"); err != nil {
+			t.Fatal(err)
+		}
+		want := `["two" "four"]`
+		if end == len(two) {
+			want = `["two" "three" "four"]`
+		}
+		records, damaged, err := j.Load()
+		if err != nil || len(damaged) > 0 || len(records) != 1 {
+			t.Fatalf("cut off at %d: got %v, %v, %v", end, records, damaged, err)
+		}
+		if r := records[0]; string(r.Body) != "1" || fmt.Sprintf("%s", r.Changes) != want {
+			t.Errorf("cut off at %d: got %s and %s, want 1 and %s", end, r.Body, r.Changes, want)
+		}
+	}
+	if err := j.Write("x", 1); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, whole) {
+		t.Errorf("written anew: got %q, %v, want %q", now, err, whole)
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	f.Add([]byte("cri-runtime 1 83dcefb7\n1\n+f6d16ed4 \"two\""))
+	f.Add([]byte("cri-runtime 1 83dcefb7\n1"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		path := filepath.Join(t.TempDir(), "x")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := read(path)
+		if err == nil && !bytes.Contains(data, r.Body) {
+			t.Errorf("read %q out of %q", r.Body, data)
+		}
+	})
 }

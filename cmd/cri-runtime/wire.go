@@ -91,7 +91,11 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 func (n *node) open(ctx context.Context) error {
 	var g errgroup.Group // all end, also when one fails: close needs what they have opened
 	g.Go(func() (err error) {
-		if n.features, err = probe.Run(ctx, n.cgroups, n.config.Root); err != nil {
+		m, err := probe.Remember(ctx, filepath.Join(n.config.State, "kernel.json"), n.config.Root)
+		if err == nil {
+			n.features, err = probe.Run(ctx, n.cgroups, m)
+		}
+		if err != nil {
 			return fmt.Errorf("probe the kernel: %w", err)
 		}
 		return nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/linux/mount"
+	"github.com/cri-runtime/cri-runtime/internal/linux/probe"
 )
 
 // chooseFormat settles what new layers are kept as. Whether the kernel can mount EROFS
@@ -21,9 +22,14 @@ import (
 func (s *Store) chooseFormat(ctx context.Context) error {
 	e := &erofs{opt: s.opt.Layer, path: s.layerDir, dir: s.dir("l")}
 	s.formats = map[Format]format{Directory: directory{s}, EROFS: e}
-	if e.missing = trial(ctx, s.dir("trash")); e.missing != nil {
+	m, err := probe.Remember(ctx, filepath.Join(s.opt.State, "found.json"), s.opt.Root)
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	if e.missing = m.Try("EROFS layers", func() error { return trial(ctx, s.dir("trash")) }); e.missing != nil {
 		s.reason = e.missing.Error()
 	}
+	m.Save(ctx)
 	switch f := s.opt.Format; {
 	case f == Directory:
 	case f == EROFS && e.missing != nil:

@@ -1,7 +1,8 @@
 // Package probe finds out what the kernel can do, by doing it.
 //
 // Each probe works in a temporary directory below the one it is given, which is
-// removed. It starts no goroutine that outlives a call.
+// removed. What was found is remembered for as long as the machine runs: see Memory. It
+// starts no goroutine that outlives a call.
 package probe
 
 import (
@@ -13,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
@@ -44,67 +44,94 @@ type Features struct {
 	Reasons map[string]string
 }
 
-// Run probes everything. The directory is where images and containers will live.
-// Only an unusable directory is an error; what the daemon cannot do without is its own
-// decision.
-func Run(ctx context.Context, h *cgroup.Host, dir string) (Features, error) {
+// Run probes everything that m does not know yet. Its directory is where images and
+// containers will live. Only an unusable directory is an error; what the daemon cannot do
+// without is its own decision.
+func Run(ctx context.Context, h *cgroup.Host, m *Memory) (Features, error) {
 	begin := time.Now()
-	f := Features{Reasons: map[string]string{}, Cgroup: h.Mode(), CgroupControllers: h.Controllers()}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
+	f := Features{Reasons: map[string]string{}, Cgroup: h.Mode(), CgroupControllers: h.Controllers(), Kernel: m.now.Kernel}
+	p := prober{memory: m, features: &f}
+	p.all(h)
+	if err := p.end(); err != nil {
 		return f, fmt.Errorf("probe kernel: %w", err)
 	}
-	f.Kernel = unix.ByteSliceToString(u.Release[:])
-	tmp, err := os.MkdirTemp(dir, ".probe-")
-	if err != nil {
-		return f, fmt.Errorf("probe kernel: %w", err)
-	}
-	f.all(h, tmp)
-	if err := os.RemoveAll(tmp); err != nil {
-		return f, fmt.Errorf("probe kernel: %w", err)
-	}
+	m.Save(ctx)
 	klog.FromContext(ctx).V(4).Info("kernel probed", "took", time.Since(begin))
 	return f, nil
 }
 
-func (f *Features) all(h *cgroup.Host, tmp string) {
-	userns, err := userNamespace(tmp)
-	f.UserNamespaces = f.found("user namespaces", err)
-	if userns != nil {
-		defer func() { _ = userns.Close() }()
-	}
-	f.CloneIntoCgroup = f.found("clone into cgroup", cloneIntoCgroup(h))
-	f.PSI = f.found("pressure stall information", pressure())
-	f.Overlay = f.found("overlay", overlay(tmp, mount.Scratch, nil))
-	f.LowerdirPlus = f.found("overlay layers by descriptor", overlay(tmp, mount.Detached, nil))
-	missing := errors.New("no user namespace")
-	f.IDMap = f.found("idmapped mounts", first(userns == nil, missing, func() error { return idmap(tmp, userns) }))
-	f.OverlayDetached = f.found("overlay over detached mounts", first(userns == nil, missing, func() error {
+// prober makes what probes need when the first of them asks.
+type prober struct {
+	memory   *Memory
+	features *Features
+	dir      string   // temporary
+	userns   *os.File // that maps 0 to somebody else
+	failed   error    // what made the directory unusable
+}
+
+func (p *prober) all(h *cgroup.Host) {
+	f := p.features
+	f.UserNamespaces = p.found("user namespaces", p.inUserns(func(string, *os.File) error { return nil }))
+	f.CloneIntoCgroup = p.found("clone into cgroup", func() error { return cloneIntoCgroup(h) })
+	f.PSI = p.found("pressure stall information", pressure)
+	f.Overlay = p.found("overlay", p.in(func(tmp string) error { return overlay(tmp, mount.Scratch, nil) }))
+	f.LowerdirPlus = p.found("overlay layers by descriptor", p.in(func(tmp string) error { return overlay(tmp, mount.Detached, nil) }))
+	f.IDMap = p.found("idmapped mounts", p.inUserns(idmap))
+	f.OverlayDetached = p.found("overlay over detached mounts", p.inUserns(func(tmp string, userns *os.File) error {
 		return overlay(tmp, mount.Detached, userns)
 	}))
-	f.IDMapOverlay = f.OverlayDetached || f.found("overlay of mapped layers", first(userns == nil, missing, func() error {
+	f.IDMapOverlay = f.OverlayDetached || p.found("overlay of mapped layers", p.inUserns(func(tmp string, userns *os.File) error {
 		return overlay(tmp, mount.Scratch, userns)
 	}))
-	f.EROFSFile = f.found("EROFS from files", erofs(tmp))
-	f.RecursiveReadOnly = f.found("recursive read-only mounts", recursiveReadOnly(tmp))
-	f.PidfdInfo = f.found("exit status by pidfd", pidfdInfo())
-	f.Seccomp = f.found("seccomp", seccomp())
-	f.AppArmor = f.found("AppArmor", apparmor())
-	f.NFTables = f.found("nftables", nftables())
+	f.EROFSFile = p.found("EROFS from files", p.in(erofs))
+	f.RecursiveReadOnly = p.found("recursive read-only mounts", p.in(recursiveReadOnly))
+	f.PidfdInfo = p.found("exit status by pidfd", pidfdInfo)
+	f.Seccomp = p.found("seccomp", seccomp)
+	f.AppArmor = p.found("AppArmor", apparmor)
+	f.NFTables = p.found("nftables", nftables)
 }
 
-func first(bad bool, err error, fn func() error) error {
-	if bad {
-		return err
-	}
-	return fn()
-}
-
-func (f *Features) found(name string, err error) bool {
+func (p *prober) found(name string, try func() error) bool {
+	err := p.memory.Try(name, try)
 	if err != nil {
-		f.Reasons[name] = err.Error()
+		p.features.Reasons[name] = err.Error()
 	}
 	return err == nil
+}
+
+// in is a probe that needs a directory.
+func (p *prober) in(try func(tmp string) error) func() error {
+	return func() error {
+		if p.dir == "" && p.failed == nil {
+			p.dir, p.failed = os.MkdirTemp(p.memory.dir, ".probe-")
+		}
+		if p.failed != nil {
+			return p.failed
+		}
+		return try(p.dir)
+	}
+}
+
+// inUserns is a probe that needs a user namespace.
+func (p *prober) inUserns(try func(tmp string, userns *os.File) error) func() error {
+	return p.in(func(tmp string) (err error) {
+		if p.userns == nil {
+			if p.userns, err = userNamespace(tmp); err != nil {
+				return fmt.Errorf("make a user namespace: %w", err)
+			}
+		}
+		return try(tmp, p.userns)
+	})
+}
+
+func (p *prober) end() error {
+	if p.userns != nil {
+		_ = p.userns.Close()
+	}
+	if p.dir == "" {
+		return p.failed
+	}
+	return os.RemoveAll(p.dir)
 }
 
 // Lines describe what was found for the log at start, one fact each.

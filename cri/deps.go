@@ -111,7 +111,7 @@ type Runtime interface { //nolint:interfacebloat // a sum of small ones, so that
 type Deps struct {
 	Runtime Runtime
 	Images  Images
-	Pulls   Pulls // the same store, as a rule
+	Pulls   Pulls  // the same store, as a rule
 	Starts  Starts // as a rule the same as Runtime; nil: nobody wants to know
 	// Parent puts the trace that a request belongs to into its context; nil: there are none.
 	Parent func(ctx context.Context, header func(name string) []string) context.Context

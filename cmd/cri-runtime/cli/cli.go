@@ -31,7 +31,7 @@ const replyLimit = 16 << 20
 
 // Commands returns the client commands.
 func Commands() []*cobra.Command {
-	return []*cobra.Command{runCommand(), pullCommand(), pullsCommand(), imageCommand(), gcCommand()}
+	return []*cobra.Command{runCommand(), pullCommand(), pullsCommand(), imageCommand(), gcCommand(), traceCommand()}
 }
 
 // defaultSocket is where the daemon listens when nobody says otherwise.

@@ -120,7 +120,9 @@ func outside(n Needs) (code int, err error) {
 			return 0, err
 		}
 	}
-	if _, err := n.Images(ctx, cache); err != nil {
+	if _, err := n.Images(ctx, cache); errors.Is(err, exec.ErrNotFound) {
+		return 0, fmt.Errorf("%w: %w", err, ErrMissing)
+	} else if err != nil {
 		return 0, err
 	}
 	// The root of a user namespace walks to its root file system by path, as nobody: the cache may be below /root.

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
 
 // Who makes a call.
@@ -57,6 +59,7 @@ type tracer struct {
 // trace begins. The daemon is slower then, which no count minds.
 func trace(t *testing.T, daemon, monitor int) *tracer {
 	t.Helper()
+	testkit.Need(t, testkit.Tool("strace"))
 	out := filepath.Join(t.TempDir(), "strace")
 	tr := &tracer{out: out, byThread: map[int]string{}}
 	args := []string{"-f", "-ttt", "-s", "96", "-o", out}

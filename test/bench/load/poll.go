@@ -3,6 +3,7 @@ package load
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	rt "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -68,7 +69,10 @@ func (c *Client) round(ctx context.Context, steps Steps) error {
 	}
 	for _, k := range containers.GetContainers() {
 		errs = append(errs, steps.timed("ContainerStatus", func() error {
-			_, err := c.link.runtime.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: k.Id})
+			reply, err := c.link.runtime.ContainerStatus(ctx, &rt.ContainerStatusRequest{ContainerId: k.Id})
+			if err == nil && (reply.Status.ImageRef == "" || reply.Status.CreatedAt == 0) { // a kubelet takes no such answer
+				err = fmt.Errorf("container %s: no image or no time in its status", k.Id)
+			}
 			return err
 		}))
 	}

@@ -331,7 +331,7 @@ func TestPodRangesOfTheNode(t *testing.T) {
 	}
 	again, err := cni.New(t.Context(), cni.Config{CacheDir: cache, Default: &cni.DefaultNetwork{}})
 	must(t, err)
-	defer again.Close()
+	t.Cleanup(func() { must(t, again.Close()) }) // after its pod's end
 	if _, a := pod(t, again, "after"); !netip.MustParsePrefix("10.99.7.0/24").Contains(a.IPs[0]) {
 		t.Errorf("after a restart: %v", a.IPs)
 	}

@@ -14,6 +14,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
@@ -40,7 +41,20 @@ type bridgeConf struct {
 		MAC string `json:"mac"`
 	} `json:"runtimeConfig"`
 
-	mac net.HardwareAddr
+	mac     net.HardwareAddr
+	manager addressManager // nil without one
+}
+
+// An addressManager hands addresses out and takes them back.
+type addressManager interface {
+	add(ctx context.Context, c Call) (*types100.Result, error)
+	del(ctx context.Context, c Call) error
+}
+
+// delegated is an address manager that is a plugin of its own.
+type delegated struct {
+	p    *Plugins
+	conf *bridgeConf
 }
 
 func readBridge(c Call) (*bridgeConf, error) {
@@ -76,6 +90,9 @@ func (p *Plugins) bridge(ctx context.Context, c Call) (types.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if conf.IPAM.Type != "" {
+		conf.manager = &delegated{p, conf}
+	}
 	switch c.Command {
 	case "ADD":
 		res, err := p.bridgeAdd(ctx, c, conf)
@@ -88,7 +105,7 @@ func (p *Plugins) bridge(ctx context.Context, c Call) (types.Result, error) {
 	case "CHECK":
 		return nil, p.bridgeCheck(ctx, c, conf)
 	case "GC", "STATUS":
-		if conf.IPAM.Type == "" {
+		if conf.manager == nil {
 			return nil, nil
 		}
 		_, err := p.delegate(ctx, conf.IPAM.Type, c)
@@ -106,13 +123,13 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf) (res 
 	}
 	defer ns.Close()
 	res = &types100.Result{}
-	if conf.IPAM.Type != "" {
-		if res, err = p.addresses(ctx, c, conf); err != nil {
+	if conf.manager != nil {
+		if res, err = conf.manager.add(ctx, c); err != nil {
 			return nil, err
 		}
 		defer func() {
 			if err != nil {
-				err = errors.Join(err, p.release(context.WithoutCancel(ctx), c, conf))
+				err = errors.Join(err, conf.manager.del(context.WithoutCancel(ctx), c))
 			}
 		}()
 	}
@@ -122,12 +139,15 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf) (res 
 	if err != nil {
 		return nil, err
 	}
-	host, pod, err := p.ensureVeth(c, conf, br, ns, res)
+	l := &link{c: c, conf: conf, bridge: br, ns: ns, res: res, name: vethName(c.ContainerID, c.IfName), mac: randomMAC(), podMAC: podMAC(conf, res)}
+	mtu, err := p.connect(l)
 	if err != nil {
 		return nil, err
 	}
 	res.Interfaces = []*types100.Interface{
-		{Name: br.Attrs().Name, Mac: br.Attrs().HardwareAddr.String(), Mtu: br.Attrs().MTU}, host, pod}
+		{Name: conf.BrName, Mac: br.mac.String(), Mtu: br.mtu},
+		{Name: l.name, Mac: l.mac.String(), Mtu: mtu},
+		{Name: c.IfName, Mac: l.podMAC.String(), Mtu: mtu, Sandbox: c.NetNS}}
 	for _, ip := range res.IPs {
 		ip.Interface = new(2)
 	}
@@ -138,31 +158,31 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf) (res 
 }
 
 // ensureNetwork makes what all pods of the network share.
-func (p *Plugins) ensureNetwork(conf *bridgeConf, res *types100.Result) (netlink.Link, error) {
+func (p *Plugins) ensureNetwork(conf *bridgeConf, res *types100.Result) (bridgeLink, error) {
 	br, err := p.ensureBridge(conf)
 	if err != nil {
-		return nil, err
+		return br, err
 	}
 	if conf.IsGW {
 		if err := p.ensureGateway(br, conf, res); err != nil {
-			return nil, err
+			return br, err
 		}
 	}
 	if conf.IPMasq {
 		if err := p.nat.Masquerade(podSubnets(res)); err != nil {
-			return nil, err
+			return br, err
 		}
 	}
 	return br, nil
 }
 
-// addresses asks the address manager.
-func (p *Plugins) addresses(ctx context.Context, c Call, conf *bridgeConf) (*types100.Result, error) {
-	out, err := p.delegate(ctx, conf.IPAM.Type, c)
+// add asks the address manager.
+func (d *delegated) add(ctx context.Context, c Call) (*types100.Result, error) {
+	out, err := d.p.delegate(ctx, d.conf.IPAM.Type, c)
 	if err != nil {
 		return nil, err
 	}
-	any, err := create.Create(conf.CNIVersion, out)
+	any, err := create.Create(d.conf.CNIVersion, out)
 	if err == nil {
 		var res *types100.Result
 		if res, err = types100.NewResultFromResult(any); err == nil && len(res.IPs) > 0 {
@@ -172,16 +192,13 @@ func (p *Plugins) addresses(ctx context.Context, c Call, conf *bridgeConf) (*typ
 	if err == nil {
 		err = fmt.Errorf("it gave no address: %w", errdef.ErrInvalid)
 	}
-	return nil, errors.Join(fmt.Errorf("address manager %s: %w", conf.IPAM.Type, err), p.release(context.WithoutCancel(ctx), c, conf))
+	return nil, errors.Join(fmt.Errorf("address manager %s: %w", d.conf.IPAM.Type, err), d.del(context.WithoutCancel(ctx), c))
 }
 
-// release gives the addresses back.
-func (p *Plugins) release(ctx context.Context, c Call, conf *bridgeConf) error {
-	if conf.IPAM.Type == "" {
-		return nil
-	}
+// del gives the addresses back.
+func (d *delegated) del(ctx context.Context, c Call) error {
 	c.Command = "DEL"
-	_, err := p.delegate(ctx, conf.IPAM.Type, c)
+	_, err := d.p.delegate(ctx, d.conf.IPAM.Type, c)
 	return err
 }
 
@@ -223,15 +240,15 @@ func (p *Plugins) bridgeDel(ctx context.Context, c Call, conf *bridgeConf) error
 	if ns != nil {
 		defer ns.Close()
 	}
-	if err := p.cutVeth(vethName(c.ContainerID, c.IfName), ns == nil); err != nil {
+	if err := p.cutVeth(vethName(c.ContainerID, c.IfName), ns == nil); err != nil || conf.manager == nil {
 		return err
 	}
-	return p.release(ctx, c, conf)
+	return conf.manager.del(ctx, c)
 }
 
 // bridgeCheck compares the previous result with the kernel.
 func (p *Plugins) bridgeCheck(ctx context.Context, c Call, conf *bridgeConf) error {
-	if conf.IPAM.Type != "" {
+	if conf.manager != nil {
 		if _, err := p.delegate(ctx, conf.IPAM.Type, c); err != nil {
 			return err
 		}
@@ -248,12 +265,12 @@ func (p *Plugins) bridgeCheck(ctx context.Context, c Call, conf *bridgeConf) err
 		return err
 	}
 	defer ns.Close()
-	br, err := p.host.LinkByName(conf.BrName)
+	br, err := p.links.LinkByName(conf.BrName)
 	if err != nil {
 		return fmt.Errorf("look up bridge %s: %w", conf.BrName, err)
 	}
 	name := vethName(c.ContainerID, c.IfName)
-	veth, err := p.host.LinkByName(name)
+	veth, err := p.links.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", name, err)
 	}
@@ -265,9 +282,13 @@ func (p *Plugins) bridgeCheck(ctx context.Context, c Call, conf *bridgeConf) err
 
 // checkPod looks for the addresses inside the pod.
 func checkPod(ns *os.File, ifName string, prev *types100.Result) error {
-	h, err := podHandle(ns)
-	if err != nil {
+	var h *netlink.Handle
+	err := inside(ns, func() (err error) {
+		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
+	})
+	if err != nil {
+		return fmt.Errorf("open route socket in %s: %w", ns.Name(), err)
 	}
 	defer h.Close()
 	l, err := h.LinkByName(ifName)

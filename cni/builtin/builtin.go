@@ -16,7 +16,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -27,6 +29,7 @@ import (
 	"github.com/cri-runtime/cri-runtime/cni/hostlocal"
 	"github.com/cri-runtime/cri-runtime/cni/nat"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/linux/nl"
 )
 
 // A Call is one run of a plugin.
@@ -46,9 +49,14 @@ type Delegate func(ctx context.Context, plugin string, c Call) ([]byte, error)
 
 // Plugins are the built-in ones. Methods may be called concurrently.
 type Plugins struct {
-	host     *netlink.Handle
+	host     *nl.Conn        // what every pod needs
+	links    *netlink.Handle // what is rare
 	nat      *nat.Table
 	delegate Delegate
+	ipv6     bool // the kernel has it
+
+	mu      sync.Mutex     // guards bridges
+	bridges map[string]int // the index that a name had when it was found to be a bridge
 }
 
 // Has reports whether a plugin type is built in.
@@ -62,17 +70,22 @@ func Has(plugin string) bool {
 
 // New opens sockets in the network namespace of the calling thread.
 func New(d Delegate) (*Plugins, error) {
+	host, err := nl.Open(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("open route socket: %w", err)
+		return nil, errors.Join(fmt.Errorf("open route socket: %w", err), host.Close())
 	}
-	return &Plugins{host: h, nat: nat.Open(), delegate: d}, nil
+	_, err = os.Stat("/proc/sys/net/ipv6")
+	return &Plugins{host: host, links: h, nat: nat.Open(), delegate: d, ipv6: err == nil, bridges: map[string]int{}}, nil
 }
 
 // Close closes the sockets.
 func (p *Plugins) Close() error {
-	p.host.Close()
-	return p.nat.Close()
+	p.links.Close()
+	return errors.Join(p.host.Close(), p.nat.Close())
 }
 
 // Run does what the plugin of the call would do and returns what it would print.
@@ -190,7 +203,7 @@ func (p *Plugins) RemoveRules() (bool, error) { return p.nat.Remove() }
 // RemoveBridge deletes a bridge that no port uses. Ports that are down are links of
 // detached pods, which the kernel has not deleted yet.
 func (p *Plugins) RemoveBridge(name string) error {
-	l, err := p.host.LinkByName(name)
+	l, err := p.links.LinkByName(name)
 	if isLinkNotFound(err) {
 		return nil
 	}
@@ -200,7 +213,7 @@ func (p *Plugins) RemoveBridge(name string) error {
 	if l.Type() != "bridge" {
 		return fmt.Errorf("%s is a %s, not a bridge: %w", name, l.Type(), errdef.ErrInvalid)
 	}
-	links, err := p.host.LinkList()
+	links, err := p.links.LinkList()
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
@@ -209,7 +222,7 @@ func (p *Plugins) RemoveBridge(name string) error {
 			return fmt.Errorf("bridge %s has port %s in use: %w", name, a.Name, errdef.ErrPhase)
 		}
 	}
-	if err := p.host.LinkDel(l); err != nil && !isLinkNotFound(err) {
+	if err := p.links.LinkDel(l); err != nil && !isLinkNotFound(err) {
 		return fmt.Errorf("delete bridge %s: %w", name, err)
 	}
 	return nil

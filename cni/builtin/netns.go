@@ -8,10 +8,10 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/linux/nl"
 )
 
 // openNetNS opens the network namespace at path; nil means that it is gone. A plain
@@ -70,18 +70,6 @@ func inside(ns *os.File, f func() error) error {
 	return <-done
 }
 
-// podHandle opens a route socket in the namespace.
-func podHandle(ns *os.File) (h *netlink.Handle, err error) {
-	err = inside(ns, func() (err error) {
-		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open route socket in %s: %w", ns.Name(), err)
-	}
-	return h, nil
-}
-
 // Loopback brings lo up in the namespace at path. The kernel then adds its addresses.
 func Loopback(path string) error {
 	ns, err := mustNetNS(path)
@@ -89,21 +77,44 @@ func Loopback(path string) error {
 		return err
 	}
 	defer ns.Close()
-	h, err := podHandle(ns)
-	if err != nil {
+	var c *nl.Conn
+	err = inside(ns, func() (err error) {
+		c, err = nl.Open(unix.NETLINK_ROUTE)
 		return err
+	})
+	if err != nil {
+		return fmt.Errorf("open route socket in %s: %w", ns.Name(), err)
 	}
-	defer h.Close()
-	// lo is made first in every namespace, so its index is 1.
-	if err := h.LinkSetUp(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: 1}}); err != nil {
+	var b nl.Batch
+	loopbackUp(&b)
+	if err = errors.Join(c.Do(&b), c.Close()); err != nil {
 		return fmt.Errorf("bring lo up: %w", err)
 	}
 	return nil
 }
 
+// loopbackUp brings lo up. It is made first in every namespace, so its index is 1.
+func loopbackUp(b *nl.Batch) { b.Link(unix.RTM_NEWLINK, 0, 1, unix.IFF_UP, unix.IFF_UP) }
+
 // A sysctl below /proc/sys/net. Those files show the namespace of the reading thread.
 type sysctl struct {
 	path, value string
+}
+
+// write is for what has another value by default, and sets without looking.
+func (s sysctl) write() error {
+	fd, err := unix.Open("/proc/sys/net/"+s.path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return nil // a kernel without the feature
+	}
+	if err != nil {
+		return fmt.Errorf("open sysctl %s: %w", s.path, err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // a write to procfs is done when it returns
+	if _, err := unix.Write(fd, []byte(s.value)); err != nil {
+		return fmt.Errorf("set sysctl %s: %w", s.path, err)
+	}
+	return nil
 }
 
 // set writes the value unless it is there already; a kernel without the feature has no

@@ -190,11 +190,11 @@ func (p *Plugins) localnet(r *types100.Result) error {
 		if !ip.Is4() {
 			continue
 		}
-		routes, err := p.host.RouteGet(ip.AsSlice())
+		routes, err := p.links.RouteGet(ip.AsSlice())
 		if err != nil || len(routes) == 0 {
 			return fmt.Errorf("find the route to pod address %v: %w", ip, err)
 		}
-		l, err := p.host.LinkByIndex(routes[0].LinkIndex)
+		l, err := p.links.LinkByIndex(routes[0].LinkIndex)
 		if err != nil {
 			return fmt.Errorf("look up interface to pod address %v: %w", ip, err)
 		}

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -38,13 +39,36 @@ type Request struct {
 	Conf        []byte // the network configuration, as the plugin gets it on stdin
 }
 
-// Add reserves one address of each range set.
-func Add(ctx context.Context, r Request) (*types100.Result, error) {
-	c, err := parse(r)
+// A Pool is a configuration that was read once for many requests. Their Conf is not
+// looked at. Methods may be called concurrently.
+type Pool struct{ c *conf }
+
+// Open reads the configuration.
+func Open(b []byte) (*Pool, error) {
+	c, err := parse(b)
 	if err != nil {
 		return nil, err
 	}
-	res := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Routes: c.IPAM.Routes}
+	return &Pool{c}, nil
+}
+
+// Add reserves one address of each range set.
+func Add(ctx context.Context, r Request) (*types100.Result, error) {
+	p, err := Open(r.Conf)
+	if err != nil {
+		return nil, err
+	}
+	return p.Add(ctx, r)
+}
+
+// Add reserves one address of each range set.
+func (p *Pool) Add(ctx context.Context, r Request) (*types100.Result, error) {
+	c := p.c
+	wants, err := c.wishes(r.Args)
+	if err != nil {
+		return nil, err
+	}
+	res := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Routes: slices.Clone(c.IPAM.Routes)}
 	if c.IPAM.ResolvConf != "" {
 		if res.DNS, err = readResolvConf(c.IPAM.ResolvConf); err != nil {
 			return nil, err
@@ -59,7 +83,7 @@ func Add(ctx context.Context, r Request) (*types100.Result, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, errors.Join(err, s.release(r.owner()))
 		}
-		ip, in, err := s.reserve(i, set, r.owner(), c.wanted(set))
+		ip, in, err := s.reserve(i, set, r.owner(), wanted(set, wants))
 		if err != nil {
 			return nil, errors.Join(err, s.release(r.owner()))
 		}
@@ -68,7 +92,7 @@ func Add(ctx context.Context, r Request) (*types100.Result, error) {
 			Gateway: in.gateway.AsSlice(),
 		})
 	}
-	if left := c.unmet(res); len(left) > 0 {
+	if left := unmet(wants, res); len(left) > 0 {
 		return nil, errors.Join(fmt.Errorf("requested address %s is in no range: %w", strings.Join(left, ", "), errdef.ErrInvalid), s.release(r.owner()))
 	}
 	return res, nil
@@ -82,16 +106,23 @@ func Del(_ context.Context, r Request) error {
 	if err != nil {
 		return err
 	}
+	return c.del(r.owner(), c.previous())
+}
+
+// Del releases the addresses of the request, which are most likely ips.
+func (p *Pool) Del(r Request, ips []netip.Addr) error { return p.c.del(r.owner(), ips) }
+
+func (c *conf) del(owner string, likely []netip.Addr) error {
 	s, err := openExisting(c.IPAM.DataDir, c.Name)
 	if s == nil || err != nil {
 		return err
 	}
 	defer s.close()
-	n, err := s.releaseThese(r.owner(), c.previous())
+	n, err := s.releaseThese(owner, likely)
 	if err != nil || n > 0 && n == c.rangeSets() {
 		return err
 	}
-	return s.release(r.owner())
+	return s.release(owner)
 }
 
 // Check reports whether the addresses of the previous result are still reserved.
@@ -136,23 +167,12 @@ func GC(_ context.Context, r Request) error {
 
 // Status reports whether an address could be handed out at all.
 func Status(_ context.Context, r Request) error {
-	_, err := parse(r)
-	return err
-}
-
-// Subnets returns the subnets of the configured ranges.
-func Subnets(r Request) ([]netip.Prefix, error) {
-	c, err := parse(r)
+	c, err := parse(r.Conf)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var out []netip.Prefix
-	for _, set := range c.sets {
-		for _, in := range set {
-			out = append(out, in.subnet)
-		}
-	}
-	return out, nil
+	_, err = c.wishes(r.Args)
+	return err
 }
 
 // rangeSets is how many addresses Add reserves.
@@ -204,6 +224,5 @@ type conf struct {
 	} `json:"args"`
 	PrevResult map[string]any `json:"prevResult"`
 
-	sets  []rangeSet
-	wants []netip.Addr
+	sets []rangeSet
 }

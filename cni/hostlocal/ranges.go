@@ -35,8 +35,8 @@ type ipRange struct {
 type rangeSet []ipRange
 
 // parse decodes a configuration and checks its ranges.
-func parse(r Request) (*conf, error) {
-	c, err := decode(r.Conf)
+func parse(b []byte) (*conf, error) {
+	c, err := decode(b)
 	if err != nil {
 		return nil, err
 	}
@@ -60,32 +60,32 @@ func parse(r Request) (*conf, error) {
 		}
 		c.sets = append(c.sets, set)
 	}
-	return c, c.readWishes(r.Args)
+	return c, nil
 }
 
-// readWishes collects the addresses that were asked for, from the three places that
-// the plugin reads.
-func (c *conf) readWishes(args string) error {
-	wishes := slices.Concat(c.RuntimeConfig.IPs, c.Args.CNI.IPs)
+// wishes collects the addresses that were asked for, from the three places that the
+// plugin reads.
+func (c *conf) wishes(args string) (wants []netip.Addr, err error) {
+	all := slices.Concat(c.RuntimeConfig.IPs, c.Args.CNI.IPs)
 	for kv := range strings.SplitSeq(args, ";") {
 		if v, ok := strings.CutPrefix(kv, "IP="); ok && v != "" {
-			wishes = append(wishes, strings.Split(v, ",")...)
+			all = append(all, strings.Split(v, ",")...)
 		}
 	}
-	for _, w := range wishes {
+	for _, w := range all {
 		w, _, _ = strings.Cut(w, "/")
 		ip, err := netip.ParseAddr(w)
 		if err != nil {
-			return fmt.Errorf("requested address %q: %w", w, errdef.ErrInvalid)
+			return nil, fmt.Errorf("requested address %q: %w", w, errdef.ErrInvalid)
 		}
-		c.wants = append(c.wants, ip.Unmap())
+		wants = append(wants, ip.Unmap())
 	}
-	return nil
+	return wants, nil
 }
 
 // wanted returns the address that was asked for in set, or the zero address.
-func (c *conf) wanted(set rangeSet) netip.Addr {
-	for _, w := range c.wants {
+func wanted(set rangeSet, wants []netip.Addr) netip.Addr {
+	for _, w := range wants {
 		if _, ok := set.find(w); ok {
 			return w
 		}
@@ -94,8 +94,8 @@ func (c *conf) wanted(set rangeSet) netip.Addr {
 }
 
 // unmet lists the wishes that the result does not fulfil.
-func (c *conf) unmet(res *types100.Result) (left []string) {
-	for _, w := range c.wants {
+func unmet(wants []netip.Addr, res *types100.Result) (left []string) {
+	for _, w := range wants {
 		if !slices.ContainsFunc(res.IPs, func(ip *types100.IPConfig) bool {
 			got, _ := netip.AddrFromSlice(ip.Address.IP)
 			return got.Unmap() == w

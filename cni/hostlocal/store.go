@@ -8,16 +8,19 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
 
-// store is the locked directory of one network.
+// store is the locked directory of one network. It is used through plain system
+// calls, of which package os makes two to seven for each: a pod's address is some 20.
 type store struct {
-	root *os.Root
-	lock *os.File
+	dir, lock int
+	local     *sync.Mutex
+	made      bool // newFile is there
 }
 
 // The names in the directory that are no addresses. newFile exists only under the lock.
@@ -27,51 +30,59 @@ const (
 	newFile  = ".reserving"
 )
 
+// locks has a lock for each directory in front of the kernel's: goroutines that wait for
+// that one would hold a thread each.
+var locks sync.Map
+
 // open makes the directory of a network when needed, and takes its lock.
 func open(dataDir, network string) (*store, error) {
-	if err := checkName(network); err != nil {
-		return nil, err
+	s, err := openExisting(dataDir, network)
+	if s != nil || err != nil {
+		return s, err
 	}
 	// World-readable like the plugin's: other tools look here.
 	if err := os.MkdirAll(dataDir+"/"+network, 0o755); err != nil {
 		return nil, fmt.Errorf("make address directory: %w", err)
 	}
-	root, err := os.OpenRoot(dataDir + "/" + network)
-	if err != nil {
-		return nil, fmt.Errorf("open address directory: %w", err)
+	s, err = openExisting(dataDir, network)
+	if s == nil && err == nil {
+		err = fmt.Errorf("open address directory %s/%s: it vanished: %w", dataDir, network, errdef.ErrRetry)
 	}
-	f, err := root.OpenFile(lockFile, os.O_CREATE|os.O_RDWR, 0o644)
-	if err == nil {
-		err = flock(f)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock address directory: %w", err), root.Close())
-	}
-	return &store{root: root, lock: f}, nil
+	return s, err
 }
 
 // openExisting is open without making anything; nil means that there is no directory.
 func openExisting(dataDir, network string) (*store, error) {
-	if err := checkName(network); err != nil {
-		return nil, err
+	if network == "" || network == "." || network == ".." || strings.ContainsAny(network, "/\x00") {
+		return nil, fmt.Errorf("network name %q: %w", network, errdef.ErrInvalid)
 	}
-	if _, err := os.Stat(dataDir + "/" + network); errors.Is(err, fs.ErrNotExist) {
+	path := dataDir + "/" + network
+	local, _ := locks.LoadOrStore(path, &sync.Mutex{})
+	s := &store{dir: -1, lock: -1, local: local.(*sync.Mutex)}
+	s.local.Lock()
+	var err error
+	s.dir, err = unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		s.close()
 		return nil, nil //nolint:nilnil // documented: nothing to release
 	}
-	return open(dataDir, network)
-}
-
-func checkName(network string) error {
-	if network == "" || network == "." || network == ".." || strings.ContainsAny(network, "/\x00") {
-		return fmt.Errorf("network name %q: %w", network, errdef.ErrInvalid)
+	if err == nil {
+		s.lock, err = unix.Openat(s.dir, lockFile, unix.O_CREAT|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 	}
-	return nil
+	if err == nil {
+		err = flock(s.lock)
+	}
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("lock address directory %s: %w", path, err)
+	}
+	return s, nil
 }
 
-func flock(f *os.File) error {
+func flock(fd int) error {
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
+		err := unix.Flock(fd, unix.LOCK_EX)
+		if err != unix.EINTR {
 			return err
 		}
 	}
@@ -79,8 +90,15 @@ func flock(f *os.File) error {
 
 // close gives the lock back; the kernel does so with the last descriptor.
 func (s *store) close() {
-	_ = s.lock.Close()
-	_ = s.root.Close()
+	if s.made {
+		_ = unix.Unlinkat(s.dir, newFile, 0)
+	}
+	for _, fd := range []int{s.lock, s.dir} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	s.local.Unlock()
 }
 
 // reserve takes the wanted address of set, or the next free one after the last taken:
@@ -97,10 +115,11 @@ func (s *store) reserve(index int, set rangeSet, owner string, wanted netip.Addr
 		}
 		return wanted, set[i], err
 	}
-	last, err := s.last(index)
+	mark, last, err := s.last(index)
 	if err != nil {
 		return netip.Addr{}, ipRange{}, err
 	}
+	defer unix.Close(mark) //nolint:errcheck // what was written is judged by the write
 	var (
 		got   netip.Addr
 		in    ipRange
@@ -129,57 +148,98 @@ func (s *store) reserve(index int, set rangeSet, owner string, wanted netip.Addr
 	if !got.IsValid() {
 		return got, in, fmt.Errorf("no address left in range set %d (%v - %v): %w", index, set[0].first, set[len(set)-1].last, errdef.ErrExhausted)
 	}
-	return got, in, s.remember(index, got)
+	return got, in, remember(mark, last, got)
+}
+
+// last opens the file that holds the last address of a range set, and reads it.
+func (s *store) last(index int) (fd int, ip netip.Addr, err error) {
+	fd, err = unix.Openat(s.dir, lastFile+strconv.Itoa(index), unix.O_CREAT|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return -1, ip, fmt.Errorf("open last address: %w", err)
+	}
+	var b [64]byte
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return -1, ip, errors.Join(fmt.Errorf("read last address: %w", err), unix.Close(fd))
+	}
+	// A torn or foreign content only costs the round-robin order.
+	ip, _ = netip.ParseAddr(strings.TrimSpace(string(b[:n])))
+	return fd, ip, nil
 }
 
 // remember overwrites in place: a truncated file would cost a new block for each pod.
-func (s *store) remember(index int, ip netip.Addr) error {
-	f, err := s.root.OpenFile(lastFile+strconv.Itoa(index), os.O_CREATE|os.O_WRONLY, 0o644)
+func remember(fd int, before, ip netip.Addr) error {
+	text := ip.String()
+	_, err := unix.Pwrite(fd, []byte(text), 0)
+	if err == nil && (!before.IsValid() || len(before.String()) > len(text)) {
+		err = unix.Ftruncate(fd, int64(len(text)))
+	}
 	if err != nil {
-		return fmt.Errorf("remember last address: %w", err)
-	}
-	b := []byte(ip.String())
-	_, err = f.WriteAt(b, 0)
-	if st, e := f.Stat(); err == nil && e == nil && st.Size() > int64(len(b)) {
-		err = f.Truncate(int64(len(b)))
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("remember last address: %w", err)
 	}
 	return nil
 }
 
-// create makes the file of an address, complete or not at all.
+// create makes the file of an address, complete or not at all: a link to a finished one,
+// which the addresses of one request share.
 func (s *store) create(ip netip.Addr, owner string) error {
-	if err := s.root.WriteFile(newFile, []byte(owner), 0o644); err != nil {
-		return fmt.Errorf("write address file: %w", err)
+	if !s.made {
+		if err := s.prepare(owner); err != nil {
+			return fmt.Errorf("write address file: %w", err)
+		}
+		s.made = true
 	}
-	err := s.root.Link(newFile, ip.String())
-	if e := s.root.Remove(newFile); e != nil && err == nil {
-		err = e
-	}
-	if err != nil {
+	if err := unix.Linkat(s.dir, newFile, s.dir, ip.String(), 0); err != nil {
 		return fmt.Errorf("reserve %v: %w", ip, err)
 	}
 	return nil
 }
 
-func (s *store) last(index int) (netip.Addr, error) {
-	b, err := s.root.ReadFile(lastFile + strconv.Itoa(index))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return netip.Addr{}, fmt.Errorf("read last address: %w", err)
+// prepare writes newFile. What a crash left under that name may be an address's file as
+// well, so it must not be written to.
+func (s *store) prepare(owner string) error {
+	const how = unix.O_CREAT | unix.O_EXCL | unix.O_WRONLY | unix.O_CLOEXEC
+	fd, err := unix.Openat(s.dir, newFile, how, 0o644)
+	if err == unix.EEXIST {
+		if err = unix.Unlinkat(s.dir, newFile, 0); err == nil {
+			fd, err = unix.Openat(s.dir, newFile, how, 0o644)
+		}
 	}
-	// A torn or foreign content only costs the round-robin order.
-	ip, _ := netip.ParseAddr(strings.TrimSpace(string(b)))
-	return ip, nil
+	if err != nil {
+		return err
+	}
+	n, err := unix.Write(fd, []byte(owner))
+	if err == nil && n < len(owner) {
+		err = unix.ENOSPC
+	}
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return errors.Join(err, unix.Unlinkat(s.dir, newFile, 0))
+	}
+	return nil
+}
+
+// read returns an address's owner, without the line's end that hands add.
+func (s *store) read(name string) (string, error) {
+	fd, err := unix.Openat(s.dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("open address file %s: %w", name, err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // only read
+	var b [1024]byte
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return "", fmt.Errorf("read address file %s: %w", name, err)
+	}
+	return strings.TrimSpace(string(b[:n])), nil
 }
 
 // names lists the taken addresses.
 func (s *store) names() (map[string]bool, error) {
-	d, err := s.root.Open(".")
+	fd, err := unix.Openat(s.dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open address directory: %w", err)
 	}
+	d := os.NewFile(uintptr(fd), "addresses")
 	names, err := d.Readdirnames(-1)
 	if err = errors.Join(err, d.Close()); err != nil {
 		return nil, fmt.Errorf("list address directory: %w", err)
@@ -200,14 +260,14 @@ func (s *store) each(f func(name, owner string) error) error {
 		return err
 	}
 	for name := range names {
-		b, err := s.root.ReadFile(name)
+		content, err := s.read(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("read address file: %w", err)
+			return err
 		}
-		if err := f(name, strings.TrimSpace(string(b))); err != nil {
+		if err := f(name, content); err != nil {
 			return err
 		}
 	}
@@ -234,14 +294,14 @@ func (s *store) release(owner string) error {
 // It returns how many were owner's.
 func (s *store) releaseThese(owner string, ips []netip.Addr) (n int, err error) {
 	for _, ip := range ips {
-		b, err := s.root.ReadFile(ip.String())
+		content, err := s.read(ip.String())
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return n, fmt.Errorf("read address file: %w", err)
+			return n, err
 		}
-		if owns(owner, strings.TrimSpace(string(b))) {
+		if owns(owner, content) {
 			if err := s.remove(ip.String()); err != nil {
 				return n, err
 			}
@@ -276,7 +336,7 @@ func (s *store) keepOnly(valid map[string]bool) error {
 }
 
 func (s *store) remove(name string) error {
-	if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := unix.Unlinkat(s.dir, name, 0); err != nil && err != unix.ENOENT {
 		return fmt.Errorf("release address %s: %w", name, err)
 	}
 	return nil

@@ -2,17 +2,39 @@ package nat
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/internal/linux/nl"
 )
 
+// seen is what was found in the kernel at one generation of its rules.
+type seen struct {
+	generation  uint32
+	masqueraded []netip.Prefix
+}
+
 // Masquerade makes pods of the subnets reach the world under the node's address. It is
-// per subnet, not per pod: in steady state it costs one question to the kernel.
+// per subnet, not per pod. The kernel numbers the states of all its tables, so what was
+// found there once is still there while the number is the same: in steady state it costs
+// one short question.
 func (t *Table) Masquerade(subnets []netip.Prefix) (err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	now, err := t.generation()
+	if err != nil {
+		return err
+	}
+	if s := t.seen; s != nil && s.generation == now && slices.Equal(s.masqueraded, subnets) {
+		return nil
+	}
+	t.seen = nil
 	if err := t.begin(); err != nil {
 		return err
 	}
@@ -20,18 +42,56 @@ func (t *Table) Masquerade(subnets []netip.Prefix) (err error) {
 	if err := t.ensure(); err != nil {
 		return err
 	}
-	if err := t.addSubnets(setMasq4, setMasq6, subnets); err != nil {
+	added, err := t.addSubnets(setMasq4, setMasq6, subnets)
+	if err != nil {
 		return err
 	}
-	if err := t.c.Flush(); err != nil {
-		return fmt.Errorf("add masquerading: %w", err)
+	if added {
+		if err := t.c.Flush(); err != nil {
+			return fmt.Errorf("add masquerading: %w", err)
+		}
 	}
+	// Were anything changed meanwhile, by us or by others, the number would be another one.
+	t.seen = &seen{generation: now, masqueraded: slices.Clone(subnets)}
 	return nil
 }
 
-// addSubnets puts what is missing into the batch. The kernel refuses overlapping
-// intervals, so a subnet inside a known one is skipped, and known ones inside it go.
-func (t *Table) addSubnets(set4, set6 string, subnets []netip.Prefix) error {
+// generation is the number of the present state of the kernel's tables.
+func (t *Table) generation() (now uint32, err error) {
+	if t.asked == nil {
+		if t.asked, err = nl.Open(unix.NETLINK_NETFILTER); err != nil {
+			return 0, fmt.Errorf("open netfilter socket: %w", unsupported(err))
+		}
+	}
+	var b nl.Batch
+	b.Msg(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0, make([]byte, nfgenSize))
+	found := false
+	err = t.asked.Ask(&b, func(_ uint16, p []byte) {
+		if len(p) < nfgenSize {
+			return
+		}
+		nl.Attrs(p[nfgenSize:], func(typ uint16, v []byte) {
+			if typ == unix.NFTA_GEN_ID && len(v) == 4 {
+				now, found = binary.BigEndian.Uint32(v), true
+			}
+		})
+	})
+	if err == nil && !found {
+		err = errors.New("no number in the answer")
+	}
+	if err != nil {
+		return 0, fmt.Errorf("ask for the generation of nftables: %w", unsupported(err))
+	}
+	return now, nil
+}
+
+// nfgenSize is the size of struct nfgenmsg, which begins every netfilter message.
+const nfgenSize = 4
+
+// addSubnets puts what is missing into the batch, and says whether that is anything. The
+// kernel refuses overlapping intervals, so a subnet inside a known one is skipped, and
+// known ones inside it go.
+func (t *Table) addSubnets(set4, set6 string, subnets []netip.Prefix) (added bool, err error) {
 	for _, name := range []string{set4, set6} {
 		var want []netip.Prefix
 		for _, p := range subnets {
@@ -44,7 +104,7 @@ func (t *Table) addSubnets(set4, set6 string, subnets []netip.Prefix) error {
 		}
 		els, err := t.elements(name)
 		if err != nil {
-			return err
+			return false, err
 		}
 		for _, p := range want {
 			lo, hi := bounds(p)
@@ -61,12 +121,12 @@ func (t *Table) addSubnets(set4, set6 string, subnets []netip.Prefix) error {
 			}
 			add := []nftables.SetElement{{Key: lo}, {Key: hi, IntervalEnd: true}}
 			if err := t.change(name, inner, add); err != nil {
-				return err
+				return false, err
 			}
-			els = append(els, add...)
+			els, added = append(els, add...), true
 		}
 	}
-	return nil
+	return added, nil
 }
 
 // bounds returns the first address of p and the first one after it.

@@ -25,6 +25,8 @@ import (
 	mdnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/internal/linux/nl"
 )
 
 // TableName is the name of the table, of family inet.
@@ -49,6 +51,9 @@ type Table struct {
 	mu   sync.Mutex // held for one transaction; guards what follows
 	c    *nftables.Conn
 	sock *mdnetlink.Conn
+
+	asked *nl.Conn // for generation; kept open for the same reason
+	seen  *seen
 }
 
 // Open connects to the network namespace that the calling thread is in, which must be
@@ -70,7 +75,11 @@ func (t *Table) Close() error {
 	if t.ct != nil {
 		t.ct.Close()
 	}
-	return t.hangUp()
+	var err error
+	if t.asked != nil {
+		err = t.asked.Close()
+	}
+	return errors.Join(err, t.hangUp())
 }
 
 // begin makes the socket ready for a transaction. It is kept between them, because

@@ -81,7 +81,7 @@ func (t *Table) AddPorts(id string, ports []Port, subnets []netip.Prefix) (err e
 			return err
 		}
 	}
-	if err := t.addSubnets(setPods4, setPods6, subnets); err != nil {
+	if _, err := t.addSubnets(setPods4, setPods6, subnets); err != nil {
 		return err
 	}
 	if err := t.c.Flush(); err != nil {

@@ -21,7 +21,7 @@ func encodeContainerStats(s sandbox.ContainerStats) *pb.ContainerStats {
 		Memory: encodeMemory(at, s.Stats.Memory),
 		Io:     encodeIO(at, s.Stats.IO),
 	}
-	if w := s.Stats.Rootfs; w != nil {
+	if w := s.Rootfs; !w.At.IsZero() {
 		out.WritableLayer = encodeFilesystem(w.At, w.Mountpoint, w.Bytes, w.Inodes)
 	}
 	if w := s.Stats.Swap; w != nil {
@@ -46,7 +46,7 @@ func encodePodStats(s sandbox.PodStats) *pb.PodSandboxStats {
 			Memory:     encodeMemory(at, s.Stats.Memory),
 			Network:    encodeNetwork(at, s.Stats.Network),
 			Process:    &pb.ProcessUsage{Timestamp: at, ProcessCount: uint64Value(s.Stats.Processes)},
-			Containers: convert(s.Stats.Containers, encodeContainerStats),
+			Containers: convert(s.Containers, encodeContainerStats),
 			Io:         encodeIO(at, s.Stats.IO),
 		},
 	}

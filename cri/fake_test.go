@@ -247,14 +247,13 @@ func (f *fakeRuntime) ContainerStats(_ context.Context, id sandbox.ID) (sandbox.
 	}
 	cores, available := uint64(5), uint64(6)
 	psi := &sandbox.PSI{Some: sandbox.PSILine{Avg10: 1.5, TotalMicros: 2}, Full: sandbox.PSILine{Avg300: 2.5, TotalMicros: 3}}
-	return sandbox.ContainerStats{Container: c, Stats: sandbox.Stats{
+	return sandbox.ContainerStats{Container: c, Stats: &sandbox.Stats{
 		At:     time.Unix(200, 0),
 		CPU:    sandbox.CPUStats{UsageCoreNanoSeconds: 7, UsageNanoCores: &cores, PSI: psi},
 		Memory: sandbox.MemoryStats{WorkingSet: 1, Usage: 2, RSS: 3, PageFaults: 4, MajorPageFaults: 5, Available: &available, PSI: psi},
 		Swap:   &sandbox.SwapStats{Usage: 8, Available: &available},
-		IO:     psi, Processes: 9,
-		Rootfs: &sandbox.FilesystemUsage{At: time.Unix(199, 0), Mountpoint: "/var/lib/x", Bytes: 10, Inodes: 11},
-	}}, nil
+		IO:     psi,
+	}, Rootfs: sandbox.FilesystemUsage{At: time.Unix(199, 0), Mountpoint: "/var/lib/x", Bytes: 10, Inodes: 11}}, nil
 }
 
 func (f *fakeRuntime) ListContainerStats(ctx context.Context, filter sandbox.ContainerFilter) ([]sandbox.ContainerStats, error) {
@@ -273,8 +272,8 @@ func (f *fakeRuntime) PodStats(ctx context.Context, id sandbox.ID) (sandbox.PodS
 		return sandbox.PodStats{}, err
 	}
 	containers, err := f.ListContainerStats(ctx, sandbox.ContainerFilter{Pod: p.ID})
-	return sandbox.PodStats{Pod: p, Stats: sandbox.Stats{
-		At: time.Unix(200, 0), Processes: 9, Containers: containers,
+	return sandbox.PodStats{Pod: p, Containers: containers, Stats: &sandbox.Stats{
+		At: time.Unix(200, 0), Processes: 9,
 		Network: []sandbox.InterfaceStats{{Name: "eth0", RxBytes: 1, TxErrors: 2}, {Name: "net1", TxBytes: 3}},
 	}}, err
 }

@@ -3,6 +3,8 @@ package sandbox
 import (
 	"io"
 	"time"
+
+	"github.com/cri-runtime/cri-runtime/internal/linux/netdev"
 )
 
 // ExecResult is the outcome of ExecSync. Output beyond 16 MiB a stream is dropped.
@@ -55,30 +57,30 @@ type Event struct {
 	Containers []*ContainerView
 }
 
-// Stats of a container's or pod's cgroup at one time. Pointers are nil where the
-// kernel does not tell.
+// Stats is one reading of a container's or pod's counters. Pointers are nil where the
+// kernel does not tell. All who ask within a second share a reading: it is not changed.
 type Stats struct {
-	At         time.Time
-	CPU        CPUStats
-	Memory     MemoryStats
-	Swap       *SwapStats
-	IO         *PSI
-	Processes  uint64
-	Rootfs     *FilesystemUsage // containers: writable layer
-	Network    []InterfaceStats // pods: first is the default interface
-	Containers []ContainerStats // pods
+	At        time.Time
+	CPU       CPUStats
+	Memory    MemoryStats
+	Swap      *SwapStats
+	IO        *PSI
+	Processes uint64           // pods
+	Network   []InterfaceStats // pods: first is the default interface
 }
 
 // ContainerStats pairs a container with its stats.
 type ContainerStats struct {
 	Container *ContainerView
-	Stats     Stats
+	Stats     *Stats          // never nil
+	Rootfs    FilesystemUsage // the writable layer; At is zero when it is not known
 }
 
-// PodStats pairs a pod with its stats.
+// PodStats pairs a pod with its stats and those of its running containers.
 type PodStats struct {
-	Pod   *PodView
-	Stats Stats
+	Pod        *PodView
+	Stats      *Stats // never nil
+	Containers []ContainerStats
 }
 
 // CPUStats of a cgroup.
@@ -118,11 +120,7 @@ type FilesystemUsage struct {
 }
 
 // InterfaceStats are counters of one network interface in the pod.
-type InterfaceStats struct {
-	Name                                   string
-	RxBytes, RxErrors, TxBytes, TxErrors   uint64
-	RxPackets, TxPackets, RxDrops, TxDrops uint64
-}
+type InterfaceStats = netdev.Interface
 
 // Handler describes a runtime handler in Status.
 type Handler struct {

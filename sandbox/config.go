@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
@@ -247,11 +248,17 @@ type PodView struct {
 	CreatedAt time.Time
 	IPs       []netip.Addr // first is primary; empty with the node's network
 	NetNS     string       // path of the pinned namespace; "" with the node's network
-	Stage     string       // what a pod in transition is doing, for operators
 	Problem   string       // why the last transition failed, "" if none
+	Memo      Memo
+	of        *podRecord
 }
 
-// A ContainerView is what readers see of a container.
+// A Memo holds what a reader has made of a view, such as an answer in the form in which
+// it is sent. It is right for as long as the view is there, since that never changes: the
+// next record has a view of its own. All must store values of one type.
+type Memo struct{ atomic.Value }
+
+// A ContainerView is what readers see of a container: a committed record, never changed.
 type ContainerView struct {
 	ID         ID
 	Pod        ID
@@ -275,6 +282,8 @@ type ContainerView struct {
 	CgroupPath string
 	Handler    string
 	Args       []string
+	Memo       Memo
+	of         *containerRecord
 }
 
 // LinuxUser is who the first process runs as.

@@ -27,6 +27,7 @@ type container struct {
 	gone     bool                      // discarded: a late writer must not bring the record back; inside the gate
 	disk     written[*containerRecord] // inside the gate
 	rootfs   atomic.Pointer[os.File]
+	viewed   atomic.Pointer[ContainerView] // of the record that was last looked at
 	usage    sampler
 }
 
@@ -95,12 +96,22 @@ func (c *container) visible() bool { return c.record().Phase != PhaseCreating }
 
 func (c *container) running() bool { return c.record().Phase == PhaseRunning }
 
+// view is what readers see. All who see one record share a view.
 func (c *container) view() *ContainerView {
 	r := c.record()
+	v := c.viewed.Load()
+	if v == nil || v.of != r {
+		v = r.view()
+		c.viewed.Store(v)
+	}
+	return v
+}
+
+func (r *containerRecord) view() *ContainerView {
 	v := &ContainerView{
 		ID: r.ID, Pod: r.Pod, Config: r.Config, ImageID: r.ImageID, ImageRef: r.ImageRef, ImageName: r.ImageName,
 		LogPath: r.LogPath, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, Resources: r.Resources, User: &r.User,
-		StopSignal: r.StopSignal, Mounts: r.Mounts, CgroupPath: r.Cgroup, Handler: r.Handler, Args: r.Args,
+		StopSignal: r.StopSignal, Mounts: r.Mounts, CgroupPath: r.Cgroup, Handler: r.Handler, Args: r.Args, of: r,
 	}
 	switch r.Phase {
 	case PhaseCreating, PhaseCreated, PhaseStarting:
@@ -127,23 +138,28 @@ func (s *Service) Container(id ID) (*ContainerView, error) {
 func (s *Service) Containers(f ContainerFilter) []*ContainerView {
 	var out []*ContainerView
 	for _, c := range s.selected(f) {
-		out = append(out, c.view())
+		out = append(out, c.view)
 	}
-	slices.SortFunc(out, func(a, b *ContainerView) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	return out
 }
 
-func (s *Service) selected(f ContainerFilter) []*container {
-	var out []*container
-	for id, c := range s.containers.all() {
-		r := c.record()
-		if !c.visible() || !id.matches(f.ID) || !r.Pod.matches(f.Pod) || !hasLabels(r.Config.Labels, f.Labels) {
-			continue
-		}
-		if f.State == nil || *f.State == c.view().State {
-			out = append(out, c)
+// shown is a container with what readers see of it at one moment.
+type shown struct {
+	*container
+	view *ContainerView
+}
+
+// selected are the containers that f selects, oldest first.
+func (s *Service) selected(f ContainerFilter) []shown {
+	var out []shown
+	for c := range s.containers.among(f.ID, f.Pod) {
+		v := c.view()
+		if v.of.Phase != PhaseCreating && v.ID.matches(f.ID) && v.Pod.matches(f.Pod) && hasLabels(v.Config.Labels, f.Labels) &&
+			(f.State == nil || *f.State == v.State) {
+			out = append(out, shown{c, v})
 		}
 	}
+	slices.SortFunc(out, func(a, b shown) int { return a.view.CreatedAt.Compare(b.view.CreatedAt) })
 	return out
 }
 

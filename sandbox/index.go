@@ -2,7 +2,9 @@ package sandbox
 
 import (
 	"fmt"
+	"iter"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -10,36 +12,94 @@ import (
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
 
-// index finds objects by id. Readers take the present map and never wait; writers
-// replace it.
-type index[T any] struct {
-	kind string
-	mu   sync.Mutex // held by writers only
-	now  atomic.Pointer[map[ID]T]
+// index finds objects by id, and those that belong to one owner. Readers take the present
+// table and never wait; writers replace it.
+type index[T comparable] struct {
+	kind  string
+	owner func(T) ID // never changes for one object; nil: they have none
+	mu    sync.Mutex // held by writers only
+	now   atomic.Pointer[table[T]]
 }
 
-func newIndex[T any](kind string) *index[T] {
-	x := &index[T]{kind: kind}
-	x.now.Store(&map[ID]T{})
+// table is never changed, nor are the lists in it.
+type table[T comparable] struct {
+	byID    map[ID]T
+	byOwner map[ID][]T
+}
+
+func newIndex[T comparable](kind string, owner func(T) ID) *index[T] {
+	x := &index[T]{kind: kind, owner: owner}
+	x.now.Store(&table[T]{byID: map[ID]T{}, byOwner: map[ID][]T{}})
 	return x
 }
 
-func (x *index[T]) all() map[ID]T { return *x.now.Load() }
+func (x *index[T]) all() map[ID]T { return x.now.Load().byID }
 
-func (x *index[T]) put(id ID, t T) {
-	x.change(func(m map[ID]T) { m[id] = t })
+// of lists what belongs to owner, in order of arrival.
+func (x *index[T]) of(owner ID) []T { return x.now.Load().byOwner[owner] }
+
+// among goes through all whose id may begin with id and whose owner's may begin with
+// owner: not through everything where one of them is the id of something.
+func (x *index[T]) among(id, owner ID) iter.Seq[T] {
+	t := x.now.Load()
+	if one, ok := t.byID[id]; ok {
+		return func(yield func(T) bool) { yield(one) }
+	}
+	if list, ok := t.byOwner[owner]; ok {
+		return slices.Values(list)
+	}
+	return maps.Values(t.byID)
+}
+
+func (x *index[T]) put(id ID, one T) {
+	x.change(func(t *table[T]) {
+		old, replaces := t.byID[id]
+		t.byID[id] = one
+		if x.owner == nil {
+			return
+		}
+		list := slices.Clone(t.byOwner[x.owner(one)])
+		if replaces {
+			list = slices.DeleteFunc(list, func(o T) bool { return o == old })
+		}
+		t.byOwner[x.owner(one)] = append(list, one)
+	})
+}
+
+// fill puts many at once into an empty index.
+func (x *index[T]) fill(objects map[ID]T) {
+	x.change(func(t *table[T]) {
+		t.byID = objects
+		if x.owner == nil {
+			return
+		}
+		for _, one := range objects {
+			t.byOwner[x.owner(one)] = append(t.byOwner[x.owner(one)], one)
+		}
+	})
 }
 
 func (x *index[T]) drop(id ID) {
-	x.change(func(m map[ID]T) { delete(m, id) })
+	x.change(func(t *table[T]) {
+		old, ok := t.byID[id]
+		if delete(t.byID, id); !ok || x.owner == nil {
+			return
+		}
+		owner := x.owner(old)
+		list := slices.DeleteFunc(slices.Clone(t.byOwner[owner]), func(o T) bool { return o == old })
+		if t.byOwner[owner] = list; len(list) == 0 {
+			delete(t.byOwner, owner)
+		}
+	})
 }
 
-func (x *index[T]) change(f func(map[ID]T)) {
+func (x *index[T]) change(f func(*table[T])) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	m := maps.Clone(*x.now.Load())
-	f(m)
-	x.now.Store(&m)
+	t := x.now.Load()
+	next := &table[T]{byID: maps.Clone(t.byID), byOwner: maps.Clone(t.byOwner)}
+	f(next)
+	x.now.Store(next)
 }
 
 // get finds by the full id or, as crictl users expect, by a unique prefix of it.

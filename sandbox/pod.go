@@ -19,13 +19,14 @@ import (
 
 // pod is a pod's one writer. Its record is changed only inside the gate.
 type pod struct {
-	id    ID
-	gate  gate
-	now   atomic.Pointer[podRecord]
-	stage atomic.Pointer[stage] // of the operation under way, nil for none
-	gone  bool                  // forgotten: a late writer must not bring the record back; inside the gate
-	disk  written[*podRecord]   // inside the gate
-	usage sampler
+	id     ID
+	gate   gate
+	now    atomic.Pointer[podRecord]
+	stage  atomic.Pointer[stage]   // of the operation under way, nil for none
+	gone   bool                    // forgotten: a late writer must not bring the record back; inside the gate
+	disk   written[*podRecord]     // inside the gate
+	viewed atomic.Pointer[PodView] // of the record that was last looked at
+	usage  podSampler
 }
 
 func newPod(r *podRecord) *pod {
@@ -134,18 +135,24 @@ func pinned(path string) string {
 	return path
 }
 
-// view is what readers see.
+// view is what readers see. All who see one record share a view.
 func (p *pod) view() *PodView {
 	r := p.record()
+	v := p.viewed.Load()
+	if v == nil || v.of != r {
+		v = r.view()
+		p.viewed.Store(v)
+	}
+	return v
+}
+
+func (r *podRecord) view() *PodView {
 	v := &PodView{
 		ID: r.ID, Config: r.Config, State: PodNotReady, CreatedAt: r.CreatedAt, IPs: r.ips(),
-		NetNS: r.Namespaces[namespace.Net], Problem: r.Problem,
+		NetNS: r.Namespaces[namespace.Net], Problem: r.Problem, of: r,
 	}
 	if r.Phase == PodRunning {
 		v.State = PodReady
-	}
-	if st := p.stage.Load(); st != nil {
-		v.Stage = st.String()
 	}
 	return v
 }
@@ -163,13 +170,10 @@ func (s *Service) Pod(id ID) (*PodView, error) {
 // is not listed: nobody has its id yet.
 func (s *Service) Pods(f PodFilter) []*PodView {
 	var out []*PodView
-	for id, p := range s.pods.all() {
-		r := p.record()
-		if r.Phase == PodCreating || !id.matches(f.ID) || !hasLabels(r.Config.Labels, f.Labels) {
-			continue
-		}
+	for p := range s.pods.among(f.ID, "") {
 		v := p.view()
-		if f.State == nil || *f.State == v.State {
+		if v.of.Phase != PodCreating && v.ID.matches(f.ID) && hasLabels(v.Config.Labels, f.Labels) &&
+			(f.State == nil || *f.State == v.State) {
 			out = append(out, v)
 		}
 	}
@@ -222,16 +226,8 @@ func (s *Service) UpdatePodResources(ctx context.Context, id ID, overhead, resou
 	return s.commitPod(p, r)
 }
 
-// containersOf are the containers of a pod.
-func (s *Service) containersOf(id ID) []*container {
-	var out []*container
-	for _, c := range s.containers.all() {
-		if c.record().Pod == id {
-			out = append(out, c)
-		}
-	}
-	return out
-}
+// containersOf are the containers of a pod. The list is not to be changed.
+func (s *Service) containersOf(id ID) []*container { return s.containers.of(id) }
 
 // ignoreMissing drops the error of taking away what is gone.
 func ignoreMissing(err error) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"runtime"
 	"strings"
@@ -93,7 +92,7 @@ func loadContainer(rec journal.Record) (ID, *container, error) {
 
 // load reads a journal into an index. It refuses records that a later version wrote:
 // without them the sweep would take their pods for strangers and end them.
-func load[T any](ctx context.Context, j *journal.Journal, into *index[T], version int, object func(journal.Record) (ID, T, error)) error {
+func load[T comparable](ctx context.Context, j *journal.Journal, into *index[T], version int, object func(journal.Record) (ID, T, error)) error {
 	records, damaged, err := j.Load()
 	if err != nil {
 		return err
@@ -131,7 +130,7 @@ func load[T any](ctx context.Context, j *journal.Journal, into *index[T], versio
 			objects[d.id] = d.t
 		}
 	}
-	into.change(func(m map[ID]T) { maps.Copy(m, objects) })
+	into.fill(objects)
 	return nil
 }
 

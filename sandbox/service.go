@@ -36,7 +36,8 @@ type Service struct {
 // returns when lists are complete; what takes longer goes on behind.
 func Open(ctx context.Context, c Config, writablePath string) (*Service, error) {
 	s := &Service{
-		Config: c, paths: paths{c.State}, pods: newIndex[*pod]("pod"), containers: newIndex[*container]("container"),
+		Config: c, paths: paths{c.State}, pods: newIndex[*pod]("pod", nil),
+		containers:   newIndex("container", func(c *container) ID { return c.record().Pod }),
 		writablePath: writablePath, sweepDone: make(chan struct{}),
 	}
 	s.flights.ended = s.traced

@@ -41,3 +41,23 @@ func Attached(dir string) (int, error) {
 	ids, err := attachedPrograms(int(d.Fd()))
 	return len(ids), err
 }
+
+// File reads a file of the group.
+func (g *Group) File(controller, name string) string {
+	m, _ := g.of(controller)
+	s, err := readString(filepath.Join(m.path, name))
+	if err != nil {
+		return err.Error()
+	}
+	return s
+}
+
+// Kept counts the descriptors that Stats keeps.
+func (g *Group) Kept() (n int) {
+	for _, k := range g.files {
+		if k.state == keptOpen {
+			n++
+		}
+	}
+	return n
+}

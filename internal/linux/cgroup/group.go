@@ -21,8 +21,8 @@ type Group struct {
 	path    Path
 	members []member
 
-	mu    sync.Mutex
-	files map[string]*os.File // nil: known to be absent
+	mu    sync.Mutex // guards files
+	files [counters]kept
 }
 
 // member is the group's directory in one hierarchy.
@@ -236,7 +236,7 @@ func (g *Group) Exec(name string) (_ *Group, err error) {
 	if err := p.Valid(); err != nil {
 		return nil, err
 	}
-	x := &Group{host: g.host, path: p, files: map[string]*os.File{}}
+	x := &Group{host: g.host, path: p}
 	var made []string
 	defer func() {
 		if err != nil {
@@ -266,10 +266,10 @@ func (g *Group) Exec(name string) (_ *Group, err error) {
 func (g *Group) Close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, f := range g.files {
-		if f != nil {
-			_ = f.Close()
+	for i := range g.files {
+		if g.files[i].state == keptOpen {
+			_ = unix.Close(g.files[i].fd)
 		}
 	}
-	clear(g.files)
+	g.files = [counters]kept{}
 }

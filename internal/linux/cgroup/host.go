@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 	"k8s.io/klog/v2"
@@ -20,6 +21,7 @@ type Host struct {
 	mode    Mode
 	legacy  []*hierarchy
 	unified *hierarchy // nil when no cgroup2 is mounted
+	buffers sync.Pool  // of *statBuffer, for Stats
 }
 
 // hierarchy is one mounted tree.
@@ -166,7 +168,7 @@ func (h *Host) Create(p Path, r Resources) (_ *Group, err error) {
 			}
 		}
 	}()
-	g := &Group{host: h, path: p, files: map[string]*os.File{}}
+	g := &Group{host: h, path: p}
 	for _, x := range h.all() {
 		if err := x.makeDirs(p, &made); err != nil {
 			return nil, fmt.Errorf("create cgroup %s: %w", p, err)
@@ -260,7 +262,7 @@ func (h *Host) Open(p Path) (*Group, error) {
 	if err := p.Valid(); err != nil {
 		return nil, err
 	}
-	g := &Group{host: h, path: p, files: map[string]*os.File{}}
+	g := &Group{host: h, path: p}
 	for _, x := range h.all() {
 		switch st, err := os.Stat(x.dir(p)); {
 		case err == nil && st.IsDir():

@@ -120,8 +120,11 @@ func TestLifeOfGroup(t *testing.T) {
 		// Children with sessions of their own, and forks while we kill.
 		start(t, g, "setsid sleep 1000 & (while :; do sleep 0.01; done) & wait")
 		until(t, "three processes", func() bool { return len(pids(t, g)) >= 3 })
-		if s, err := g.Stats(); err != nil || s.CPU.Usage == 0 && h.Mode() == cgroup.Legacy {
+		if s, err := g.Stats(); err != nil || s.CPU.Usage == 0 {
 			t.Errorf("Stats: got %+v, %v", s, err)
+		}
+		if n, err := g.Tasks(); err != nil || n < 3 && slices.Contains(h.Controllers(), "pids") {
+			t.Errorf("Tasks: got %d, %v, want 3 at least", n, err)
 		}
 		other, err := h.Open(p)
 		if err != nil {
@@ -222,8 +225,11 @@ func TestLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Memory.Limit != 64<<20 || s.Pids.Limit != 20 || s.Memory.Available == 0 {
+	if s.Memory.Limit != 64<<20 || s.Memory.Available == 0 {
 		t.Errorf("limits: got %+v", s)
+	}
+	if got := g.File("pids", "pids.max"); got != "20" {
+		t.Errorf("limit of tasks: got %s, want 20", got)
 	}
 	// Growing and shrinking, both orders of memory and swap.
 	for _, mb := range []int64{128, 32, 256} {
@@ -241,8 +247,8 @@ func TestLimits(t *testing.T) {
 		t.Errorf("limit below use: got %v, want %v", err, errdef.ErrPhase)
 	}
 	after, err := g.Stats()
-	if err != nil || after.Memory.Limit != before.Memory.Limit || after.Pids.Limit != 20 {
-		t.Errorf("after a refused update: got %+v, want %+v (%v)", after.Memory, before.Memory, err)
+	if got := g.File("pids", "pids.max"); err != nil || after.Memory.Limit != before.Memory.Limit || got != "20" {
+		t.Errorf("after a refused update: got %+v and %s tasks, want %+v and 20 (%v)", after.Memory, got, before.Memory, err)
 	}
 	if n, err := g.OOMKills(); n != 0 || err != nil {
 		t.Errorf("oom kills: got %d, %v, want none", n, err)
@@ -330,6 +336,26 @@ func TestDevices(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestStatsIsCheap holds what a reading costs, since a node makes hundreds each second.
+func TestStatsIsCheap(t *testing.T) {
+	testkit.Leaks(t)
+	h := open(t)
+	g := create(t, h, testkit.CgroupParent(t).Join("c"), cgroup.Resources{})
+	read := func() {
+		if _, err := g.Stats(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	most := map[cgroup.Mode]int{cgroup.Legacy: 5, cgroup.Unified: 9}[h.Mode()]
+	if read(); g.Kept() > most {
+		t.Errorf("descriptors: got %d, want %d at most", g.Kept(), most)
+	}
+	// One for each kind of pressure, which v1 does not have.
+	if n := testing.AllocsPerRun(100, read); n > 4 {
+		t.Errorf("allocations: got %v, want 4 at most", n)
 	}
 }
 

@@ -169,14 +169,13 @@ func TestStatsV2(t *testing.T) {
 	h := fakeV2(t)
 	dir := h.unified.mount + "/g"
 	for name, text := range map[string]string{
-		"cpu.stat":       "usage_usec 300\nuser_usec 100\nsystem_usec 200\nnr_periods 4\nnr_throttled 3\nthrottled_usec 5\n",
+		"cpu.stat":       "usage_usec 300\nuser_usec 100\nsystem_usec 200\n",
 		"memory.current": "1000\n", "memory.max": "4000\n", "memory.swap.current": "10\n", "memory.swap.max": "30\n",
 		"memory.stat":   "anon 500\nfile 400\ninactive_file 300\npgfault 7\npgmajfault 2\n",
 		"memory.events": "low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 0\n",
-		"pids.current":  "3\n", "pids.max": "max\n",
-		"io.stat":      "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n8:16 rbytes=10 wbytes=20 rios=30 wios=40 dbytes=0 dios=0\n",
-		"cpu.pressure": "some avg10=1.50 avg60=0.25 avg300=0.00 total=99\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",
-		"cgroup.procs": "",
+		"pids.current":  "3\n",
+		"cpu.pressure":  "some avg10=1.50 avg60=0.25 avg300=0.00 total=99\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",
+		"cgroup.procs":  "",
 	} {
 		if err := writeNew(dir+"/"+name, text); err != nil {
 			t.Fatal(err)
@@ -195,10 +194,9 @@ func TestStatsV2(t *testing.T) {
 		s.Time = s.Time.Truncate(1 << 62)
 		psi := &Pressure{Some: PressureLine{1.5, 0.25, 0, 99}, Full: PressureLine{Total: 7}}
 		want := Stats{Time: s.Time,
-			CPU:    CPUStats{300000, 100000, 200000, 4, 3, 5000, nil},
+			CPU:    CPUStats{Usage: 300000},
 			Memory: MemoryStats{Usage: 1000, WorkingSet: 700, RSS: 500, Limit: 4000, Available: 3300, PageFaults: 7, MajorFault: 2},
-			Swap:   SwapStats{Usage: 10, Limit: 30, Available: 20, Known: true},
-			Pids:   PidsStats{Current: 3}, IO: IOStats{ReadBytes: 11, WriteBytes: 22, ReadOps: 33, WriteOps: 44}}
+			Swap:   SwapStats{Usage: 10, Limit: 30, Available: 20, Known: true}}
 		if s.CPU.PSI == nil || *s.CPU.PSI != *psi {
 			t.Errorf("cpu pressure: got %+v, want %+v", s.CPU.PSI, psi)
 		}
@@ -206,9 +204,40 @@ func TestStatsV2(t *testing.T) {
 		if s != want {
 			t.Errorf("Stats:\n got %+v\nwant %+v", s, want)
 		}
+		if n, err := g.Tasks(); n != 3 || err != nil {
+			t.Errorf("Tasks: got %d, %v, want 3", n, err)
+		}
 	}
 	if n, err := g.OOMKills(); n != 1 || err != nil {
 		t.Errorf("OOMKills: got %d, %v, want 1", n, err)
+	}
+}
+
+// TestCounters holds the ways in which the kernel writes numbers, and that garbage is an
+// error and not a zero.
+func TestCounters(t *testing.T) {
+	for text, want := range map[string]uint64{"0\n": 0, "12": 12, "max\n": unlimited, "9223372036854771712\n": 9223372036854771712} {
+		if got, ok := parseCounter([]byte(text)); got != want || !ok {
+			t.Errorf("%q: got %d, %v, want %d", text, got, ok, want)
+		}
+	}
+	for _, text := range []string{"", "\n", "1 2", "-1", "x"} {
+		if got, ok := parseCounter([]byte(text)); ok {
+			t.Errorf("%q: got %d, want a refusal", text, got)
+		}
+	}
+	h := fakeV2(t)
+	dir := h.unified.mount + "/g"
+	if err := errors.Join(writeNew(dir+"/memory.current", "many\n"), writeNew(dir+"/cgroup.procs", "")); err != nil {
+		t.Fatal(err)
+	}
+	g, err := h.Open("/g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if _, err := g.Stats(); err == nil || !strings.Contains(err.Error(), "memory.current") {
+		t.Errorf("garbage: got %v, want an error that names the file", err)
 	}
 }
 

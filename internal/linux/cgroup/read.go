@@ -5,79 +5,171 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// reader reads the files of one group. Its error is that of the first read that
+// counter is a file that Stats reads. Its descriptor stays open, which costs the kernel
+// a page for each: that is why there are no more than CRI asks for.
+type counter int
+
+const (
+	cpuUsage counter = iota
+	memoryUsage
+	memoryLimit
+	memoryDetail
+	swapUsage
+	swapLimit
+	tasks
+	cpuPressure
+	memoryPressure
+	ioPressure
+	counters // how many there are
+)
+
+// counterFiles says where each counter is: in the v1 hierarchy of a controller or else
+// in the v2 tree. An empty name: it is not there, or another file has it too.
+var counterFiles = [counters]struct{ controller, v1, v2 string }{
+	cpuUsage:     {"cpuacct", "cpuacct.usage", "cpu.stat"},
+	memoryUsage:  {"memory", "memory.usage_in_bytes", "memory.current"},
+	memoryLimit:  {"memory", "memory.limit_in_bytes", "memory.max"},
+	memoryDetail: {"memory", "memory.stat", "memory.stat"},
+	swapUsage:    {"memory", "", "memory.swap.current"},
+	swapLimit:    {"memory", "memory.memsw.limit_in_bytes", "memory.swap.max"},
+	tasks:        {"pids", "pids.current", "pids.current"},
+	// CRI and the kubelet know pressure from v2 hosts only: where v1 has the controllers,
+	// nobody looks at what the empty tree beside them says.
+	cpuPressure:    {"", "", "cpu.pressure"},
+	memoryPressure: {"", "", "memory.pressure"},
+	ioPressure:     {"", "", "io.pressure"},
+}
+
+// kept is a counter's descriptor.
+type kept struct {
+	fd    int
+	state keptState
+}
+
+type keptState uint8
+
+const (
+	keptUnknown keptState = iota // not looked for yet
+	keptOpen
+	keptAbsent // the kernel does not have it
+)
+
+// statBuffer holds one file. The largest, memory.stat of v2, takes under 2 KiB.
+type statBuffer [16 << 10]byte
+
+// reader reads the counters of one group. Its error is that of the first read that
 // failed for another reason than an absent file.
 type reader struct {
 	g   *Group
-	buf []byte
+	buf *statBuffer
 	err error
 }
 
-// Stats reads all counters that the kernel has. Descriptors stay open until Close:
-// a second reading costs one call per file. errdef.ErrNotFound when the cgroup is
-// gone.
-func (g *Group) Stats() (Stats, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	r := &reader{g: g, buf: make([]byte, 8192)}
-	s := Stats{Time: time.Now()}
-	if m, ok := g.of("cpu"); ok && m.v2 {
-		r.cpuV2(m, &s.CPU)
-	} else {
-		r.cpuV1(&s.CPU)
-	}
-	if m, ok := g.of("memory"); ok {
-		if m.v2 {
-			r.memoryV2(m, &s)
+// Stats reads the counters that CRI asks for. Descriptors stay open until Close: a
+// second reading costs one call per file. errdef.ErrNotFound when the cgroup is gone.
+func (g *Group) Stats() (s Stats, err error) {
+	err = g.read(func(r *reader) {
+		s.Time = time.Now()
+		if m, ok := g.home(cpuUsage); ok && m.v2 {
+			eachLine(r.bytes(cpuUsage), func(key []byte, value uint64) {
+				if string(key) == "usage_usec" {
+					s.CPU.Usage = value * 1000
+				}
+			})
 		} else {
-			r.memoryV1(m, &s)
+			s.CPU.Usage = r.number(cpuUsage)
 		}
-	}
-	if m, ok := g.of("pids"); ok {
-		s.Pids.Current = r.number(m, "pids.current")
-		s.Pids.Limit = orZero(r.number(m, "pids.max"))
-	}
-	if m, ok := g.of("io"); ok && m.v2 {
-		r.ioV2(m, &s.IO)
-	} else if m, ok := g.of("blkio"); ok {
-		r.ioV1(m, &s.IO)
-	}
-	if m, ok := g.unified(); ok {
-		s.CPU.PSI = r.pressure(m, "cpu.pressure")
-		s.Memory.PSI = r.pressure(m, "memory.pressure")
-		s.IO.PSI = r.pressure(m, "io.pressure")
-	}
-	if r.err != nil {
-		return Stats{}, fmt.Errorf("read statistics of cgroup %s: %w", g.path, notFound(r.err))
+		r.memory(&s)
+		r.pressures(&s)
+	})
+	if err != nil {
+		return Stats{}, err
 	}
 	return s, nil
 }
 
+// Tasks counts the tasks of the cgroup and of its descendants, like Stats.
+func (g *Group) Tasks() (n uint64, err error) {
+	err = g.read(func(r *reader) { n = r.number(tasks) })
+	return n, err
+}
+
+func (g *Group) read(what func(*reader)) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	buf, _ := g.host.buffers.Get().(*statBuffer)
+	if buf == nil {
+		buf = new(statBuffer)
+	}
+	defer g.host.buffers.Put(buf)
+	r := reader{g: g, buf: buf}
+	if what(&r); r.err != nil {
+		return fmt.Errorf("read statistics of cgroup %s: %w", g.path, notFound(r.err))
+	}
+	return nil
+}
+
+// home is the directory that has the counter.
+func (g *Group) home(c counter) (member, bool) {
+	if m, ok := g.of(counterFiles[c].controller); ok {
+		return m, true
+	}
+	// cpu.stat and the pressure are in every v2 cgroup, whatever its controllers.
+	if c == cpuUsage || g.host.mode == Unified {
+		return g.unified()
+	}
+	return member{}, false
+}
+
+// open finds the descriptor of a counter.
+func (r *reader) open(c counter) (fd int, ok bool) {
+	k := &r.g.files[c]
+	if k.state == keptUnknown {
+		k.state = keptAbsent
+		m, found := r.g.home(c)
+		name := counterFiles[c].v1
+		if m.v2 {
+			name = counterFiles[c].v2
+		}
+		if found && name != "" {
+			k.fd, k.state, r.err = openCounter(m.path, name)
+		}
+	}
+	return k.fd, k.state == keptOpen
+}
+
+// openCounter opens a file of a cgroup that may lack it, which is an error only when
+// the cgroup itself is gone.
+func openCounter(dir, name string) (int, keptState, error) {
+	fd, err := openRaw(dir+"/"+name, unix.O_RDONLY)
+	if err == nil {
+		return fd, keptOpen, nil
+	}
+	if _, e := os.Stat(dir); e != nil {
+		return -1, keptUnknown, e
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return -1, keptAbsent, nil
+	}
+	return -1, keptUnknown, err
+}
+
 // bytes reads a file, nil when it is absent. The result is valid until the next call.
-func (r *reader) bytes(m member, name string) []byte {
+func (r *reader) bytes(c counter) []byte {
 	if r.err != nil {
 		return nil
 	}
-	path := filepath.Join(m.path, name)
-	f, known := r.g.files[path]
-	if !known {
-		if f, r.err = openStat(m.path, path); r.err != nil {
-			return nil
-		}
-		r.g.files[path] = f
-	}
-	if f == nil {
+	fd, ok := r.open(c)
+	if !ok {
 		return nil
 	}
 	for {
-		n, err := unix.Pread(int(f.Fd()), r.buf, 0)
+		n, err := unix.Pread(fd, r.buf[:], 0)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EOPNOTSUPP: // pressure files with psi=0
@@ -85,123 +177,128 @@ func (r *reader) bytes(m member, name string) []byte {
 		case err != nil:
 			r.err = err
 			return nil
-		case n == len(r.buf): // a kernel file is read in one piece or not at all
-			r.buf = make([]byte, 4*len(r.buf))
 		default:
 			return r.buf[:n]
 		}
 	}
 }
 
-// openStat opens a file of a cgroup that may lack it: nil without an error then, but
-// not when the cgroup itself is gone.
-func openStat(dir, path string) (*os.File, error) {
-	fd, err := openRaw(path, unix.O_RDONLY)
-	if err == nil {
-		return os.NewFile(uintptr(fd), path), nil
-	}
-	if _, e := os.Stat(dir); e != nil {
-		return nil, e
-	}
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	return nil, err
-}
-
-func (r *reader) number(m member, name string) uint64 {
-	b := r.bytes(m, name)
+func (r *reader) number(c counter) uint64 {
+	b := r.bytes(c)
 	if len(b) == 0 {
 		return 0
 	}
-	n, err := parseNumber(b)
-	if err != nil && r.err == nil {
-		r.err = fmt.Errorf("%s: %w", name, err)
+	n, ok := parseCounter(b)
+	if !ok && r.err == nil {
+		r.err = fmt.Errorf("%s: %q is not a number", counterFiles[c].v2, cut(string(b)))
 	}
 	return n
 }
 
-// pick stores the values of "key value" lines.
-func (r *reader) pick(m member, name string, want map[string]*uint64) {
-	for line := range bytes.Lines(r.bytes(m, name)) {
-		key, value, _ := bytes.Cut(bytes.TrimSpace(line), []byte(" "))
-		if to := want[string(key)]; to != nil {
-			*to = atoi(value)
+// parseCounter reads a line with one number, or with "max".
+func parseCounter(b []byte) (n uint64, ok bool) {
+	b = bytes.TrimSuffix(b, []byte{'\n'})
+	if string(b) == "max" {
+		return unlimited, true
+	}
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return n, len(b) > 0
+}
+
+// eachLine goes through lines of "key value".
+func eachLine(b []byte, use func(key []byte, value uint64)) {
+	for len(b) > 0 {
+		line := b
+		if i := bytes.IndexByte(b, '\n'); i >= 0 {
+			line, b = b[:i], b[i+1:]
+		} else {
+			b = nil
+		}
+		if i := bytes.IndexByte(line, ' '); i > 0 {
+			n, _ := parseCounter(line[i+1:])
+			use(line[:i], n)
 		}
 	}
 }
 
-// atoi is for the kernel's own numbers, which have no errors worth a word.
-func atoi(b []byte) uint64 {
-	n, _ := strconv.ParseUint(string(bytes.TrimSpace(b)), 10, 64)
-	return n
+// limit is 0 for none.
+func (r *reader) limit(c counter) uint64 {
+	if n := r.number(c); !isUnlimited(n) {
+		return n
+	}
+	return 0
 }
 
-func orZero(n uint64) uint64 {
-	if isUnlimited(n) {
-		return 0
-	}
-	return n
-}
-
-func (r *reader) cpuV2(m member, c *CPUStats) {
-	r.pick(m, "cpu.stat", map[string]*uint64{"usage_usec": &c.Usage, "user_usec": &c.User, "system_usec": &c.System,
-		"nr_periods": &c.Periods, "nr_throttled": &c.ThrottledPeriods, "throttled_usec": &c.Throttled})
-	for _, p := range []*uint64{&c.Usage, &c.User, &c.System, &c.Throttled} {
-		*p *= 1000
-	}
-}
-
-func (r *reader) cpuV1(c *CPUStats) {
-	if m, ok := r.g.of("cpuacct"); ok {
-		c.Usage = r.number(m, "cpuacct.usage")
-		c.User = r.number(m, "cpuacct.usage_user")
-		c.System = r.number(m, "cpuacct.usage_sys")
-	}
-	if m, ok := r.g.of("cpu"); ok {
-		r.pick(m, "cpu.stat", map[string]*uint64{"nr_periods": &c.Periods, "nr_throttled": &c.ThrottledPeriods,
-			"throttled_time": &c.Throttled})
-	}
-}
-
-func (r *reader) memoryV1(m member, s *Stats) {
-	x := &s.Memory
-	var inactive, swap uint64
-	x.Usage = r.number(m, "memory.usage_in_bytes")
-	x.Limit = orZero(r.number(m, "memory.limit_in_bytes"))
-	r.pick(m, "memory.stat", map[string]*uint64{"total_inactive_file": &inactive, "total_rss": &x.RSS,
-		"total_pgfault": &x.PageFaults, "total_pgmajfault": &x.MajorFault, "total_swap": &swap})
-	x.derive(inactive)
-	if len(r.bytes(m, "memory.memsw.limit_in_bytes")) == 0 {
+func (r *reader) memory(s *Stats) {
+	m, ok := r.g.of("memory")
+	if !ok {
 		return
 	}
-	both := orZero(r.number(m, "memory.memsw.limit_in_bytes"))
-	s.Swap.Known, s.Swap.Usage = true, swap
-	if both > 0 && x.Limit > 0 {
-		s.Swap.Limit = sub(both, x.Limit)
+	x := &s.Memory
+	x.Usage, x.Limit = r.number(memoryUsage), r.limit(memoryLimit)
+	var inactive, swap uint64
+	if m.v2 {
+		inactive = r.memoryV2(x)
+	} else {
+		inactive, swap = r.memoryV1(x)
+	}
+	x.WorkingSet = sub(x.Usage, inactive)
+	x.Available = sub(x.Limit, x.WorkingSet)
+	both := r.bytes(swapLimit)
+	if len(both) == 0 {
+		return // swap is not accounted
+	}
+	s.Swap.Known = true
+	if m.v2 {
+		s.Swap.Limit, s.Swap.Usage = r.limit(swapLimit), r.number(swapUsage)
+		s.Swap.Available = sub(s.Swap.Limit, s.Swap.Usage)
+		return
+	}
+	s.Swap.Usage = swap
+	// v1 limits memory and swap together.
+	if sum, _ := parseCounter(both); !isUnlimited(sum) && x.Limit > 0 {
+		s.Swap.Limit = sub(sum, x.Limit)
 		s.Swap.Available = sub(s.Swap.Limit, swap)
 	}
 }
 
-func (r *reader) memoryV2(m member, s *Stats) {
-	x := &s.Memory
-	var inactive uint64
-	x.Usage = r.number(m, "memory.current")
-	x.Limit = orZero(r.number(m, "memory.max"))
-	r.pick(m, "memory.stat", map[string]*uint64{"inactive_file": &inactive, "anon": &x.RSS,
-		"pgfault": &x.PageFaults, "pgmajfault": &x.MajorFault})
-	x.derive(inactive)
-	if len(r.bytes(m, "memory.swap.current")) == 0 {
-		return
-	}
-	s.Swap.Known, s.Swap.Usage = true, r.number(m, "memory.swap.current")
-	s.Swap.Limit = orZero(r.number(m, "memory.swap.max"))
-	s.Swap.Available = sub(s.Swap.Limit, s.Swap.Usage)
+func (r *reader) memoryV1(x *MemoryStats) (inactive, swap uint64) {
+	eachLine(r.bytes(memoryDetail), func(key []byte, value uint64) {
+		switch string(key) {
+		case "total_inactive_file":
+			inactive = value
+		case "total_rss":
+			x.RSS = value
+		case "total_pgfault":
+			x.PageFaults = value
+		case "total_pgmajfault":
+			x.MajorFault = value
+		case "total_swap":
+			swap = value
+		}
+	})
+	return inactive, swap
 }
 
-func (x *MemoryStats) derive(inactive uint64) {
-	x.WorkingSet = sub(x.Usage, inactive)
-	x.Available = sub(x.Limit, x.WorkingSet)
+func (r *reader) memoryV2(x *MemoryStats) (inactive uint64) {
+	eachLine(r.bytes(memoryDetail), func(key []byte, value uint64) {
+		switch string(key) {
+		case "inactive_file":
+			inactive = value
+		case "anon":
+			x.RSS = value
+		case "pgfault":
+			x.PageFaults = value
+		case "pgmajfault":
+			x.MajorFault = value
+		}
+	})
+	return inactive
 }
 
 // sub stops at zero: the counters are read one after the other.
@@ -212,72 +309,51 @@ func sub(a, b uint64) uint64 {
 	return a - b
 }
 
-// ioV2 sums lines such as "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0".
-func (r *reader) ioV2(m member, x *IOStats) {
-	to := map[string]*uint64{"rbytes": &x.ReadBytes, "wbytes": &x.WriteBytes, "rios": &x.ReadOps, "wios": &x.WriteOps}
-	for f := range bytes.FieldsSeq(r.bytes(m, "io.stat")) {
-		key, value, _ := bytes.Cut(f, []byte("="))
-		if p := to[string(key)]; p != nil {
-			*p += atoi(value)
-		}
+func (r *reader) pressures(s *Stats) {
+	if r.g.host.mode != Unified {
+		return
 	}
+	s.CPU.PSI = r.pressure(cpuPressure)
+	s.Memory.PSI = r.pressure(memoryPressure)
+	s.IO.PSI = r.pressure(ioPressure)
 }
 
-// ioV1 sums lines such as "8:0 Read 123"; the last one, "Total 123", has two words.
-func (r *reader) ioV1(m member, x *IOStats) {
-	for name, to := range map[string][2]*uint64{
-		"blkio.throttle.io_service_bytes_recursive": {&x.ReadBytes, &x.WriteBytes},
-		"blkio.throttle.io_serviced_recursive":      {&x.ReadOps, &x.WriteOps},
-	} {
-		for line := range bytes.Lines(r.bytes(m, name)) {
-			f := bytes.Fields(line)
-			if len(f) != 3 {
-				continue
-			}
-			switch string(f[1]) {
-			case "Read":
-				*to[0] += atoi(f[2])
-			case "Write":
-				*to[1] += atoi(f[2])
-			}
-		}
-	}
-}
-
-func (r *reader) pressure(m member, name string) *Pressure {
-	b := r.bytes(m, name)
+func (r *reader) pressure(c counter) *Pressure {
+	b := r.bytes(c)
 	if len(b) == 0 {
 		return nil
 	}
-	return parsePressure(b)
+	p := parsePressure(b)
+	return &p
 }
 
 // parsePressure reads "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and "full ...".
-func parsePressure(b []byte) *Pressure {
-	var p Pressure
-	for line := range bytes.Lines(b) {
-		f := bytes.Fields(line)
-		if len(f) == 0 {
-			continue
-		}
-		to := &p.Some
-		if string(f[0]) == "full" {
+func parsePressure(b []byte) (p Pressure) {
+	to := &p.Some
+	for f := range bytes.FieldsSeq(b) {
+		key, value, _ := bytes.Cut(f, []byte{'='})
+		switch string(key) {
+		case "some":
+			to = &p.Some
+		case "full":
 			to = &p.Full
-		}
-		for _, kv := range f[1:] {
-			key, value, _ := bytes.Cut(kv, []byte("="))
-			avg, _ := strconv.ParseFloat(string(value), 64)
-			switch string(key) {
-			case "avg10":
-				to.Avg10 = avg
-			case "avg60":
-				to.Avg60 = avg
-			case "avg300":
-				to.Avg300 = avg
-			case "total":
-				to.Total = atoi(value)
-			}
+		case "avg10":
+			to.Avg10 = hundredths(value)
+		case "avg60":
+			to.Avg60 = hundredths(value)
+		case "avg300":
+			to.Avg300 = hundredths(value)
+		case "total":
+			to.Total, _ = parseCounter(value)
 		}
 	}
-	return &p
+	return p
+}
+
+// hundredths reads "12.34"; the kernel always writes two decimals.
+func hundredths(b []byte) float64 {
+	whole, part, _ := bytes.Cut(b, []byte{'.'})
+	w, _ := parseCounter(whole)
+	d, _ := parseCounter(part)
+	return float64(w*100+d) / 100
 }

@@ -8,17 +8,13 @@ type Stats struct {
 	CPU    CPUStats
 	Memory MemoryStats
 	Swap   SwapStats
-	Pids   PidsStats
 	IO     IOStats
 }
 
 // CPUStats are times in nanoseconds.
 type CPUStats struct {
-	Usage, User, System uint64
-	Periods             uint64
-	ThrottledPeriods    uint64
-	Throttled           uint64
-	PSI                 *Pressure
+	Usage uint64
+	PSI   *Pressure
 }
 
 // MemoryStats are bytes and counts.
@@ -41,17 +37,8 @@ type SwapStats struct {
 	Known     bool // the kernel accounts swap for this cgroup
 }
 
-// PidsStats counts tasks.
-type PidsStats struct {
-	Current uint64
-	Limit   uint64 // 0: unlimited
-}
-
-// IOStats are summed over all devices.
-type IOStats struct {
-	ReadBytes, WriteBytes, ReadOps, WriteOps uint64
-	PSI                                      *Pressure
-}
+// IOStats are about all devices together.
+type IOStats struct{ PSI *Pressure }
 
 // Pressure is the stall information of one resource.
 type Pressure struct{ Some, Full PressureLine }

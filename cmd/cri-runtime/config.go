@@ -22,6 +22,8 @@ type config struct {
 	Listen         string            // unix socket of the CRI server
 	StreamAddr     string            // loopback address of exec, attach and port-forward
 	MetricsAddress string            // TCP address of /metrics; empty: only on the admin socket
+	OTLPEndpoint   string            // URL of a collector of traces; "": what the environment says
+	OTLPProtocol   string            // grpc or http/protobuf; "": by the environment or the port
 	LayerStore     string            // how layers are kept: auto, erofs, directory
 	RegistryConfig string            // certs.d directory
 	Signatures     string            // containers-policy.json: who must have signed images; "" accepts any
@@ -67,6 +69,8 @@ func (c *config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.Listen, "listen", c.Listen, "unix socket of the CRI server")
 	f.StringVar(&c.StreamAddr, "stream-address", c.StreamAddr, "loopback address for exec, attach and port-forward")
 	f.StringVar(&c.MetricsAddress, "metrics-address", c.MetricsAddress, "TCP address that serves /metrics, such as 127.0.0.1:9474; without, only the admin socket does")
+	f.StringVar(&c.OTLPEndpoint, "otlp-endpoint", c.OTLPEndpoint, "URL of an OpenTelemetry collector that gets the spans of pods' starts, such as http://127.0.0.1:4317; without, OTEL_EXPORTER_OTLP_ENDPOINT")
+	f.StringVar(&c.OTLPProtocol, "otlp-protocol", c.OTLPProtocol, `"grpc" or "http/protobuf"; without, OTEL_EXPORTER_OTLP_PROTOCOL, or gRPC for port 4317 and else HTTP`)
 	f.StringVar(&c.LayerStore, "layer-store", c.LayerStore, `how new image layers are kept: "erofs" (needs Linux 6.15), "directory", or "auto": the first where it works`)
 	f.StringVar(&c.RegistryConfig, "registry-config", c.RegistryConfig, "directory with HOST/hosts.toml files")
 	f.StringVar(&c.Signatures, "signature-policy", c.Signatures, "containers-policy.json: which images are accepted, by whose signature; none: any image")

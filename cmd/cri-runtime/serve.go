@@ -64,7 +64,7 @@ func serve(ctx context.Context, c config) (err error) {
 	if err != nil {
 		return errors.Join(err, open.close())
 	}
-	defer func() { err = errors.Join(err, n.close()) }()
+	defer func() { err = errors.Join(err, n.close(context.WithoutCancel(ctx))) }()
 	if err = n.serve(ctx, open); err != nil {
 		err = fmt.Errorf("serve: %w", err)
 	} else {

@@ -43,6 +43,7 @@ type node struct {
 	sandboxes *sandbox.Service
 	server    *cri.Server
 	admin     *admin.Server
+	telemetry *telemetry // nil: no collector is configured
 	exits     sync.WaitGroup
 }
 
@@ -51,7 +52,7 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 	n := &node{config: c}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.close())
+			err = errors.Join(err, n.close(ctx))
 		}
 	}()
 	if err := os.MkdirAll(c.Root, 0o711); err != nil {
@@ -59,6 +60,9 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 	}
 	if n.cgroups, err = cgroup.Open(ctx); err != nil {
 		return nil, fmt.Errorf("open cgroups: %w", err)
+	}
+	if n.telemetry, err = openTelemetry(ctx, c); err != nil {
+		return nil, fmt.Errorf("open telemetry: %w", err)
 	}
 	if err := n.open(ctx); err != nil {
 		return nil, err
@@ -81,7 +85,7 @@ func wire(ctx context.Context, c config) (_ *node, err error) {
 	}
 	n.server = cri.New(cri.Deps{
 		Runtime: n.sandboxes, Images: n.images, Pulls: n.images, Version: strings.TrimPrefix(version, "v"), StateDir: c.Root,
-		StreamAddr: c.StreamAddr, Starts: n.sandboxes,
+		StreamAddr: c.StreamAddr, Starts: n.sandboxes, Parent: n.telemetry.parents(),
 	})
 	n.admin = admin.New(admin.Deps{Images: n.images, Archives: n.images, Keeper: n.images, Traces: n.sandboxes, Version: version})
 	return n, nil
@@ -188,7 +192,7 @@ func (n *node) openSandboxes(ctx context.Context) (*sandbox.Service, error) {
 	}
 	return sandbox.Open(ctx, sandbox.Config{
 		State: filepath.Join(c.State, "sandbox"), CgroupParent: cgroup.Path(c.CgroupParent), Driver: cgroup.Cgroupfs, SeccompDir: c.SeccompDir,
-		Images: n.images, Snapshots: n.images, Network: n.network, Processes: n.monitor, Streams: n.monitor, Cgroups: n.cgroups, Pulls: n.images,
+		Images: n.images, Snapshots: n.images, Network: n.network, Processes: n.monitor, Streams: n.monitor, Cgroups: n.cgroups, Pulls: n.images, Traced: n.telemetry.receiver(),
 		Runtimes: runtimes, Default: c.DefaultRuntime, Init: builtin, Security: security{apparmor.New()}, Capabilities: caps,
 		Info: map[string]any{"version": version, "config": c, "kernel": n.features, "layerStore": n.images.LayerStore()},
 		Features: sandbox.NodeFeatures{
@@ -206,7 +210,7 @@ func (n *node) external(ctx context.Context, name, program string) (sandbox.Runt
 }
 
 // close ends everything that was opened, last first. Pods go on running.
-func (n *node) close() error {
+func (n *node) close(ctx context.Context) error {
 	var errs []error
 	if n.sandboxes != nil {
 		errs = append(errs, n.sandboxes.Close())
@@ -220,6 +224,9 @@ func (n *node) close() error {
 	}
 	if n.images != nil {
 		errs = append(errs, n.images.Close())
+	}
+	if n.telemetry != nil {
+		n.telemetry.close(ctx)
 	}
 	return errors.Join(errs...)
 }

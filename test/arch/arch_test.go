@@ -46,12 +46,13 @@ var mayImport = map[string][]string{
 // onlyIn lists modules that belong to one tree.
 var onlyIn = map[string][]string{
 	"k8s.io/cri-api":                         {"cri", "cmd/cri-runtime/cli", "test"},
-	"google.golang.org/grpc":                 {"cri", "cmd/cri-runtime/cli", "test"},
+	"google.golang.org/grpc":                 {"cri", "cmd/cri-runtime/cli", "internal/otlp", "test"},
 	"k8s.io/cri-streaming":                   {"cri", "test"},
 	"github.com/containernetworking/cni":     {"cni", "test"},
 	"github.com/opencontainers/image-spec":   {"image", "test"},
 	"github.com/google/go-containerregistry": {"image", "test"}, // tests' registry
 	"github.com/prometheus/common":           {"test"},          // tests' parser
+	"go.opentelemetry.io/proto/otlp":         {"test"},          // tests' collector
 }
 
 // direct are the modules that the product may need directly, each with its reason.
@@ -83,6 +84,7 @@ var direct = map[string]string{
 	"tags.cncf.io/container-device-interface": "devices of vendors",
 	"github.com/google/go-containerregistry":  "the registry of the tests",
 	"github.com/prometheus/common":            "the parser that tests read our metrics with",
+	"go.opentelemetry.io/proto/otlp":         "the collector of the tests",
 	"github.com/gorilla/websocket":            "the WebSocket client of the streaming tests",
 	"github.com/google/go-cmp":                "differences in tests",
 	"github.com/go-logr/logr":                 "the type behind contextual klog",

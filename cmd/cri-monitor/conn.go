@@ -44,7 +44,7 @@ func (m *monitor) accept() {
 		m.conn.flush()
 		m.conn.close()
 	}
-	c := &conn{m: m, fd: fd, buf: make([]byte, wire.MaxPacket), oob: make([]byte, unix.CmsgSpace(4*wire.MaxFds))}
+	c := &conn{m: m, fd: fd, buf: make([]byte, wire.MaxRequest), oob: make([]byte, unix.CmsgSpace(4*wire.MaxFds))}
 	id, e := m.watch(fd, handler{conn: c})
 	if e != 0 {
 		closeFd(fd)

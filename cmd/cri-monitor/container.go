@@ -188,7 +188,7 @@ func (c *container) finish(x wire.Exit) {
 		b.Str(c.id)
 		x.Put(b)
 	})
-	if c.flags&flagAbandoned != 0 {
+	if c.flags&(wire.FlagEphemeral|flagAbandoned) != 0 {
 		c.free()
 	}
 }
@@ -264,9 +264,13 @@ func (c *container) abandon() {
 		return
 	}
 	c.flags |= flagAbandoned
-	if c.pidfd >= 0 {
-		_ = unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
+	if c.launch != nil {
+		c.launch.read() // which stage is it in?
+		if c.m.byID[c.id] != c {
+			return // it has failed
+		}
 	}
+	c.killAbandoned()
 }
 
 // free drops everything that is left of a container.

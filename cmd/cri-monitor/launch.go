@@ -21,9 +21,18 @@ type launch struct {
 	seq    uint32 // of the request to answer
 }
 
-// begin clones the child. The plan's descriptors are closed by the caller.
-func (c *container) begin(planFd, pty int, inputs []int32) unix.Errno {
-	p, e := plan.Map(planFd)
+// isolateEvery is after how many launches memory is looked for that has come since and would
+// be copied for children: the heap grows by 4 MiB at a time.
+const isolateEvery = 256
+
+// begin clones the child. The plan is in text or, when that is empty, in planFd; it and its
+// descriptors stay the caller's.
+func (c *container) begin(text []byte, planFd, pty int, inputs []int32) unix.Errno {
+	if c.m.launches%isolateEvery == 0 {
+		plan.Isolate()
+	}
+	c.m.launches++
+	p, e := loadPlan(text, planFd)
 	if e != 0 {
 		return e
 	}
@@ -38,11 +47,17 @@ func (c *container) begin(planFd, pty int, inputs []int32) unix.Errno {
 	return c.launch.listen()
 }
 
-func (l *launch) listen() unix.Errno {
-	if e := errno(unix.SetNonblock(l.status, true)); e != 0 {
-		return e
+func loadPlan(text []byte, fd int) (*plan.Loaded, unix.Errno) {
+	if len(text) > 0 {
+		return plan.Load(text)
 	}
-	id, e := l.c.m.watch(l.status, handler{launch: l})
+	return plan.Map(fd)
+}
+
+// listen waits for the end of the status pipe: what the child says on the way is read then,
+// or when there is a reason to ask.
+func (l *launch) listen() unix.Errno {
+	id, e := l.c.m.watchFor(l.status, handler{launch: l}, 0)
 	l.watch = id
 	return e
 }
@@ -84,6 +99,9 @@ func (l *launch) read() {
 // cloned with CLONE_PARENT, and was not reaped unless it is among the strays.
 func (l *launch) secondStage(pid int) {
 	c := l.c
+	if pid == c.pid { // both stages say so
+		return
+	}
 	closeFd(c.pidfd)
 	c.pidfd = -1
 	delete(l.c.m.byPID, c.pid)
@@ -92,6 +110,7 @@ func (l *launch) secondStage(pid int) {
 		c.pidfd = fd
 	}
 	l.c.m.own(c, pid)
+	c.killAbandoned()
 }
 
 // end is the end of the status pipe: exec has succeeded, or the child is gone.
@@ -116,7 +135,11 @@ func (l *launch) end() {
 	seq := l.seq
 	l.close()
 	c.launch = nil
+	if c.flags&wire.FlagEphemeral == 0 { // nobody asks for it after an exec session
+		c.start = startTime(c.pid)
+	}
 	l.c.m.started(seq, c)
+	c.killAbandoned()
 	if x, ok := l.c.m.strays.take(c.pid); ok && c.pidfd < 0 {
 		delete(l.c.m.byPID, c.pid)
 		c.finish(x)
@@ -129,6 +152,13 @@ func (l *launch) end() {
 func (l *launch) lost() {
 	l.c.m.fail(l.seq, wire.StepDied, unix.ECANCELED)
 	l.c.free()
+}
+
+// killAbandoned ends what nobody waits for and the first kill may have missed.
+func (c *container) killAbandoned() {
+	if c.flags&flagAbandoned != 0 && c.pidfd >= 0 {
+		_ = unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
+	}
 }
 
 // takeMaster receives the terminal that the launch has made and sent before exec.
@@ -165,6 +195,7 @@ func (c *container) spawn(prog *wire.Program, stdio [3]int) unix.Errno {
 		return errno(err)
 	}
 	c.pidfd = pidfd
+	c.start = startTime(pid)
 	c.m.own(c, pid)
 	return 0
 }
@@ -182,6 +213,7 @@ func (c *container) adopt(pid int) unix.Errno {
 		return errno(err)
 	}
 	c.pidfd = fd
+	c.start = startTime(pid)
 	c.m.own(c, pid)
 	if ourChild(pid) {
 		return 0

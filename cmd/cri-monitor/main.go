@@ -99,6 +99,7 @@ type monitor struct {
 	journal  *journal
 	conn     *conn
 	waiting  bool // for pid 1 to reap an orphan: look again soon
+	launches uint // so far
 	byID     map[string]*container
 	byPID    map[int]*container
 	ended    map[string]*wireStats
@@ -137,13 +138,18 @@ func newMonitor() (*monitor, unix.Errno) {
 	return m, 0
 }
 
-// watch adds a descriptor to the loop, for reading. Ids are never used twice, so that an event
-// fetched before an unwatch finds nobody.
+// watch adds a descriptor to the loop, for reading.
 func (m *monitor) watch(fd int, h handler) (int32, unix.Errno) {
+	return m.watchFor(fd, h, unix.EPOLLIN)
+}
+
+// watchFor adds a descriptor to the loop; a hang-up is told in any case. Ids are never used
+// twice, so that an event fetched before an unwatch finds nobody.
+func (m *monitor) watchFor(fd int, h handler, events uint32) (int32, unix.Errno) {
 	for m.lastID++; m.lastID <= 0 || m.handlers[m.lastID] != (handler{}); m.lastID++ {
 	}
 	id := m.lastID
-	if err := unix.EpollCtl(m.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: id}); err != nil {
+	if err := unix.EpollCtl(m.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: id}); err != nil {
 		return 0, errno(err)
 	}
 	m.handlers[id] = h
@@ -221,7 +227,6 @@ func (m *monitor) readLaunches() {
 // own notes that pid is the container's process and our child.
 func (m *monitor) own(c *container, pid int) {
 	c.pid = pid
-	c.start = startTime(pid)
 	m.byID[c.id] = c
 	m.byPID[pid] = c
 	m.waiter.again()

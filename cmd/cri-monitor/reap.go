@@ -122,16 +122,23 @@ func (m *monitor) ended1(pid int, x wire.Exit) {
 		m.readLaunches()
 	}
 	if c := m.byPID[pid]; c != nil && c.launch != nil {
-		c.launch.read() // to its end: nobody holds the other end any more
+		c.launch.read()
 	}
 	c := m.byPID[pid]
 	if c == nil {
 		m.strays.add(pid, x)
 		return
 	}
-	if c.launch != nil {
-		c.launch.lost()
-		return
+	if l := c.launch; l != nil {
+		if !l.ready && !l.failed {
+			l.lost()
+			return
+		}
+		// It has said its last word, although a first stage that was slow to end may still
+		// hold the pipe.
+		if l.end(); m.byPID[pid] != c {
+			return
+		}
 	}
 	delete(m.byPID, pid)
 	c.finish(x)

@@ -179,7 +179,11 @@ func (r *request) begin(c *container) unix.Errno {
 		for _, fd := range r.fds[at:] {
 			inputs = append(inputs, int32(fd))
 		}
-		return c.begin(r.borrow(wire.FilePlan), r.take(wire.FilePTYSock), inputs)
+		var text []byte
+		if r.h.Files&wire.FilePlan == 0 {
+			text = r.body.Bytes()
+		}
+		return c.begin(text, r.borrow(wire.FilePlan), r.take(wire.FilePTYSock), inputs)
 	case wire.Adopt:
 		return c.adopt(int(r.body.U32()))
 	}

@@ -235,6 +235,9 @@ func (m *monitor) loadContainer(l *loader) unix.Errno {
 func (c *container) reactivate(outputs [2]int, exited, orphan bool) unix.Errno {
 	if exited {
 		c.exited = true
+		if c.flags&wire.FlagEphemeral != 0 { // of a monitor that kept them until it was told to forget
+			c.free()
+		}
 		return 0
 	}
 	if c.launch != nil {

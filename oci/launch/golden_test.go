@@ -21,8 +21,10 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func golden(t *testing.T, name string, l *launch.Launch, err error) {
 	t.Helper()
 	must(t, err)
-	if _, e := plan.Load(l.Plan.Marshal()); e != 0 {
+	if p, e := plan.Load(l.Plan.Marshal()); e != 0 {
 		t.Errorf("load %s: %v", name, e)
+	} else {
+		p.Unmap()
 	}
 	file := filepath.Join("testdata", name+".plan")
 	got := l.String()

@@ -150,6 +150,7 @@ func begin(t testing.TB, l *launch.Launch, in prepare.Inputs) (*job, error) {
 		t.Fatalf("load plan: %v\n%s", e, l)
 	}
 	c, e := loaded.Start(fds)
+	loaded.Unmap()
 	if w != nil {
 		must(t, w.Close())
 	}
@@ -183,8 +184,10 @@ func (j *job) follow(l *launch.Launch, fd int) error {
 		r := plan.Decode(rec[:])
 		switch {
 		case r.Step == plan.StepClone:
-			j.reap()
-			j.pid = int(r.Value)
+			if j.pid != int(r.Value) { // either stage says so
+				j.reap()
+				j.pid = int(r.Value)
+			}
 		case r.Step == plan.StepReady:
 			ready = true
 		case r.Failed():

@@ -218,14 +218,7 @@ func (c *compiler) rights() error {
 
 func (c *compiler) dropBounding(keep uint64) {
 	c.say("drop capabilities from the bounding set")
-	for i := range 64 {
-		if keep>>i&1 == 0 {
-			c.prctl(unix.PR_CAPBSET_DROP, i)
-			if i > unix.CAP_CHECKPOINT_RESTORE {
-				c.tolerate(unix.EINVAL) // numbers that the kernel does not know yet
-			}
-		}
-	}
+	c.do(plan.DropBounding, plan.I(keep))
 }
 
 // identity becomes the user, keeping permitted capabilities for CapSet.

@@ -72,8 +72,10 @@ type request struct {
 	files parcel
 	extra []*os.File
 	fill  func(*wire.Buf)
-	// once: the request must not be repeated to another monitor.
-	once bool
+	size  int // what fill appends, where it is much
+	// once: the request must not be repeated to another monitor; single: nor to the same,
+	// which forgets a session that has ended and would begin another.
+	once, single bool
 }
 
 // errInterrupted: the monitor died before it answered a request that happens once.
@@ -91,7 +93,7 @@ func (c *Client) do(ctx context.Context, r *request) (*packet, error) {
 		if err != nil {
 			return nil, err
 		}
-		if r.once && gen >= 0 && l.gen != gen {
+		if gen >= 0 && (r.single || r.once && l.gen != gen) {
 			return nil, errInterrupted
 		}
 		gen = l.gen
@@ -158,7 +160,7 @@ func (c *Client) try(ctx context.Context, l *link, r *request) (*packet, error) 
 	if len(r.extra) > 0 {
 		files = append(append([]*os.File(nil), files...), r.extra...)
 	}
-	if err := l.send(h, r.fill, files); err != nil {
+	if err := l.send(h, r.size, r.fill, files); err != nil {
 		c.forgetCall(seq)
 		if errors.Is(err, unix.EMSGSIZE) || errors.Is(err, unix.EBADF) || errors.Is(err, os.ErrClosed) && c.current() == l {
 			return nil, err

@@ -43,7 +43,7 @@ func dial(dir *os.File) (*link, error) {
 // sendLimit bounds the time that a monitor may take to read a packet.
 const sendLimit = 30 * time.Second
 
-func (l *link) send(h wire.Header, fill func(*wire.Buf), files []*os.File) error {
+func (l *link) send(h wire.Header, size int, fill func(*wire.Buf), files []*os.File) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.conn.SetWriteDeadline(time.Now().Add(sendLimit)); err != nil {
@@ -57,7 +57,7 @@ func (l *link) send(h wire.Header, fill func(*wire.Buf), files []*os.File) error
 		}
 		files = files[wire.MaxFds:]
 	}
-	b := h.Begin(make([]byte, 0, 256))
+	b := h.Begin(make([]byte, 0, 256+size))
 	if fill != nil {
 		fill(&b)
 	}
@@ -73,7 +73,7 @@ func (l *link) write(b []byte, files []*os.File) error {
 		}
 		oob = unix.UnixRights(fds...)
 	}
-	if len(b) > wire.MaxPacket {
+	if len(b) > wire.MaxRequest {
 		return fmt.Errorf("send to monitor: packet of %d bytes: %w", len(b), unix.EMSGSIZE)
 	}
 	if _, _, err := l.conn.WriteMsgUnix(b, oob, nil); err != nil {

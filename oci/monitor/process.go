@@ -277,12 +277,27 @@ func (c *Client) Stats(ctx context.Context, id string) (LogStats, error) {
 // forgotten already. A running one is errdef.ErrPhase.
 func (c *Client) Forget(ctx context.Context, id string) error {
 	p, _ := c.proc(id)
+	if p != nil && p.flags&wire.FlagEphemeral != 0 {
+		return c.forgetEphemeral(p)
+	}
 	if err := c.tell(ctx, &request{typ: wire.Forget, fill: func(b *wire.Buf) { b.Str(id) }}); err != nil {
 		return fmt.Errorf("forget process %s: %w", id, err)
 	}
 	if p != nil {
 		c.unregister(p)
 	}
+	return nil
+}
+
+// forgetEphemeral drops a session that has ended: the monitor has done so by itself.
+func (c *Client) forgetEphemeral(p *proc) error {
+	c.mu.Lock()
+	exited := p.exited
+	c.mu.Unlock()
+	if !exited {
+		return fmt.Errorf("forget process %s: it has not ended: %w", p.ID, errdef.ErrPhase)
+	}
+	c.unregister(p)
 	return nil
 }
 

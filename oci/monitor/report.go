@@ -49,7 +49,7 @@ func (c *Client) ask(l *link, t wire.Type, f *parcel, fill func(*wire.Buf)) (*pa
 	if f == nil {
 		f = &parcel{}
 	}
-	err := l.send(wire.Header{Type: t, Seq: 1, Files: f.mask}, fill, f.files)
+	err := l.send(wire.Header{Type: t, Seq: 1, Files: f.mask}, 0, fill, f.files)
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}

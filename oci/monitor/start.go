@@ -13,6 +13,9 @@ import (
 	"github.com/cri-runtime/cri-runtime/oci/monitor/wire"
 )
 
+// planRoom is what a packet has for a plan: it is less the id and some numbers.
+const planRoom = wire.MaxRequest - 512
+
 // cancelLimit bounds the clean-up after a caller that gave up.
 const cancelLimit = 10 * time.Second
 
@@ -25,15 +28,23 @@ func (c *Client) Start(ctx context.Context, s Start) (Process, error) {
 	p.setLog(s.Log)
 	p.stdin = s.Stdin
 	p.flags = flag(s.TTY, wire.FlagTTY) | flag(s.Ephemeral, wire.FlagEphemeral)
-	r := &request{typ: wire.Start, once: true, fill: p.describe, extra: s.Files}
-	plan, err := sealed("cri-plan", s.Plan)
-	if err != nil {
-		p.closeFiles()
-		return Process{}, fmt.Errorf("start %s: %w", s.ID, err)
-	}
-	defer func() { _ = plan.Close() }()
+	r := &request{typ: wire.Start, once: true, single: s.Ephemeral, fill: p.describe, extra: s.Files}
 	p.logParcel(&r.files)
-	r.files.add(wire.FilePlan, plan)
+	if len(s.Plan) <= planRoom {
+		r.size = len(s.Plan)
+		r.fill = func(b *wire.Buf) {
+			p.describe(b)
+			b.Bytes(s.Plan)
+		}
+	} else {
+		plan, err := sealed("cri-plan", s.Plan)
+		if err != nil {
+			p.closeFiles()
+			return Process{}, fmt.Errorf("start %s: %w", s.ID, err)
+		}
+		defer func() { _ = plan.Close() }()
+		r.files.add(wire.FilePlan, plan)
+	}
 	if s.TTY {
 		ours, theirs, err := socketPair()
 		if err != nil {
@@ -54,7 +65,7 @@ func (c *Client) Spawn(ctx context.Context, s Spawn) (Process, error) {
 	p.setLog(s.Log)
 	p.stdin = s.Stdin
 	p.flags = flag(s.Ephemeral, wire.FlagEphemeral)
-	r := &request{typ: wire.Spawn, once: true, fill: p.describe}
+	r := &request{typ: wire.Spawn, once: true, single: s.Ephemeral, fill: p.describe}
 	var b wire.Buf
 	(&wire.Program{Path: s.Path, Args: s.Args, Env: s.Env, Dir: s.Dir}).Put(&b)
 	prog, err := sealed("cri-program", b.B)

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -246,5 +248,57 @@ func TestStartInterrupted(t *testing.T) {
 	}
 	if len(w.c.List()) != 0 {
 		t.Errorf("list: %+v", w.c.List())
+	}
+}
+
+// The second stage of a launch may be executed and gone before the first one has ended.
+// Sessions leave nothing in the monitor, without being forgotten.
+func TestSecondStagesThatEndAtOnce(t *testing.T) {
+	w := newWorld(t)
+	p := prelude(0)
+	p.Add(plan.Ins{Op: plan.Clone, Out: plan.NoOut, Args: []plan.Arg{plan.I(0)}})
+	blob := program(p, "exit 3")
+	var wg sync.WaitGroup
+	for worker := range 4 {
+		wg.Go(func() {
+			for i := range 100 {
+				id := fmt.Sprintf("e%d-%d", worker, i)
+				if _, err := w.c.Start(t.Context(), Start{ID: id, Plan: blob, Ephemeral: true}); err != nil {
+					t.Errorf("start %s: %v", id, err)
+					return
+				}
+				<-w.c.Done(id)
+				if e, ok := w.c.Exit(id); !ok || !e.Known || e.Code != 3 {
+					t.Errorf("exit of %s: got %+v, %v, want code 3", id, e, ok)
+				}
+				if err := w.c.Forget(t.Context(), id); err != nil {
+					t.Errorf("forget %s: %v", id, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := w.c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.connect()
+	if l := w.c.List(); len(l) != 0 {
+		t.Errorf("the monitor still holds %v", l)
+	}
+}
+
+// What does not fit into a packet goes by a file.
+func TestStartLargePlan(t *testing.T) {
+	w := newWorld(t)
+	for _, size := range []int{1000, planRoom, 1 << 20} {
+		p := prelude(0)
+		p.Bytes(make([]byte, size))
+		id := fmt.Sprint("large", size)
+		if _, err := w.c.Start(t.Context(), Start{ID: id, Plan: program(p, "exit 5")}); err != nil {
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+		if e := w.wait(id); e.Code != 5 {
+			t.Errorf("%d bytes: exit %+v, want code 5", size, e)
+		}
 	}
 }

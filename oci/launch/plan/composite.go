@@ -22,6 +22,7 @@ const (
 	offStatxMntID    = 144
 	statxMntID       = 0x1000
 	capVersion3      = 0x20080522
+	lastOldCap       = 40 // CAP_CHECKPOINT_RESTORE: all kernels that we run on know it
 	budget           = 64 // retries of a path that changes or holds dangling links
 	eMediumType      = syscall.EMEDIUMTYPE
 	directory, fifo  = syscall.S_IFDIR, syscall.S_IFIFO
@@ -443,6 +444,26 @@ func (m *machine) capSet() syscall.Errno {
 	store32(d+20, uint32(inh>>32))
 	_, _, e := syscall.RawSyscall(syscall.SYS_CAPSET, head, d, 0)
 	return e
+}
+
+// dropBounding ends at the first number that the kernel does not know.
+//
+//go:norace
+//go:nosplit
+func (m *machine) dropBounding() syscall.Errno {
+	for i := uintptr(0); i < 64; i++ {
+		if m.args[0]>>i&1 != 0 {
+			continue
+		}
+		_, _, e := syscall.RawSyscall6(syscall.SYS_PRCTL, syscall.PR_CAPBSET_DROP, i, 0, 0, 0, 0)
+		if e == syscall.EINVAL && i > lastOldCap {
+			return 0
+		}
+		if e != 0 {
+			return e
+		}
+	}
+	return 0
 }
 
 // sendFD sends a descriptor with one byte, since an empty message carries none.

@@ -2,7 +2,7 @@ package plan
 
 var compositeNames = [...]string{
 	"", "prelude", "wait", "clone", "poke", "send_fd", "mk_path", "mask", "read_only", "check_fd", "check_cwd",
-	"check_root", "chown_pipe", "cap_set", "skip", "ready", "exec",
+	"check_root", "chown_pipe", "cap_set", "skip", "ready", "exec", "drop_bounding",
 }
 
 // Format shows an instruction of the plan: its result's slot, its name, which for

@@ -5,8 +5,8 @@ import (
 	"unsafe"
 )
 
-// Loaded is a plan that was checked and can be started. It keeps the memory that
-// it was loaded from.
+// Loaded is a plan that was checked and can be started. It lies in a mapping of its own,
+// with all that a child needs to run it.
 type Loaded struct {
 	// Inputs is the number of descriptors that Start wants.
 	Inputs int
@@ -18,8 +18,23 @@ type Loaded struct {
 	m      *machine
 }
 
-// Map loads the plan in a memfd. The mapping is private: what the child writes to
-// it is the child's. EINVAL is a malformed plan, EPROTO one of another version.
+// stackSize is much more than the linker lets functions use that cannot grow their stack.
+const stackSize = 8 << 10
+
+// planOffset is where the plan lies in the mapping: after two stacks and the machine.
+const planOffset = (2*stackSize + int(unsafe.Sizeof(machine{})) + 4095) &^ 4095
+
+// newMapping makes the memory of a launch. It is private: what the child writes to it is the
+// child's.
+func newMapping(size int) ([]byte, syscall.Errno) {
+	b, err := syscall.Mmap(-1, 0, planOffset+size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, errno(err)
+	}
+	return b, 0
+}
+
+// Map loads the plan in a memfd. EINVAL is a malformed plan, EPROTO one of another version.
 func Map(fd int) (*Loaded, syscall.Errno) {
 	var st syscall.Stat_t
 	if err := syscall.Fstat(fd, &st); err != nil {
@@ -28,11 +43,37 @@ func Map(fd int) (*Loaded, syscall.Errno) {
 	if st.Size < headSize || st.Size > headSize+maxIns*insSize+2*maxData {
 		return nil, syscall.EINVAL
 	}
-	b, err := syscall.Mmap(fd, 0, int(st.Size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE)
-	if err != nil {
-		return nil, errno(err)
+	b, e := newMapping(int(st.Size))
+	if e != 0 {
+		return nil, e
 	}
-	l, e := Load(b)
+	for at := planOffset; at < len(b); {
+		n, err := syscall.Pread(fd, b[at:], int64(at-planOffset))
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			_ = syscall.Munmap(b)
+			return nil, syscall.EINVAL
+		}
+		at += n
+	}
+	return load(b)
+}
+
+// Load loads a marshalled plan.
+func Load(p []byte) (*Loaded, syscall.Errno) {
+	b, e := newMapping(len(p))
+	if e != 0 {
+		return nil, e
+	}
+	copy(b[planOffset:], p)
+	return load(b)
+}
+
+// load takes a mapping over.
+func load(b []byte) (*Loaded, syscall.Errno) {
+	l, e := prepare(b)
 	if e != 0 {
 		_ = syscall.Munmap(b)
 		return nil, e
@@ -41,7 +82,7 @@ func Map(fd int) (*Loaded, syscall.Errno) {
 	return l, 0
 }
 
-// Unmap releases the memory of a plan loaded by Map.
+// Unmap releases the plan's memory.
 func (l *Loaded) Unmap() {
 	if l.mapped != nil {
 		_ = syscall.Munmap(l.mapped)
@@ -52,9 +93,9 @@ func (l *Loaded) Unmap() {
 // header is the fixed part of a marshalled plan.
 type header struct{ inputs, slots, ins, relocs, data int }
 
-// Load checks a marshalled plan and prepares it in place. It must be 8-aligned, as
-// every allocation and mapping is.
-func Load(b []byte) (*Loaded, syscall.Errno) { //nolint:cyclop // a flat list of checks
+// prepare checks the plan in a mapping and makes it ready in place.
+func prepare(mapped []byte) (*Loaded, syscall.Errno) { //nolint:cyclop // a flat list of checks
+	b := mapped[planOffset:]
 	if len(b) < headSize || get64(b) != magic {
 		return nil, syscall.EINVAL
 	}
@@ -92,11 +133,13 @@ func Load(b []byte) (*Loaded, syscall.Errno) { //nolint:cyclop // a flat list of
 		w := data[get32(b[insEnd+4*i:]):]
 		copy(w[:8], put64(nil, get64(w)+uint64(base)))
 	}
-	m := &machine{
-		ins: uintptr(unsafe.Pointer(&b[headSize])), count: uintptr(h.ins),
-		data: base, size: uintptr(h.data), inputs: uintptr(h.inputs) + 1,
-	}
-	return &Loaded{Inputs: h.inputs, CloneFlags: get64(b[32:]), CgroupInput: cgroup, mapped: nil, m: m.keep(b)}, 0
+	start := uintptr(unsafe.Pointer(&mapped[0]))
+	m := (*machine)(unsafe.Pointer(&mapped[2*stackSize]))
+	// A function may keep its arguments in its caller's frame, above where the stack begins.
+	m.stack, m.stack2 = start+stackSize-64, start+2*stackSize-64
+	m.ins, m.count = uintptr(unsafe.Pointer(&b[headSize])), uintptr(h.ins)
+	m.data, m.size, m.inputs = base, uintptr(h.data), uintptr(h.inputs)+1
+	return &Loaded{Inputs: h.inputs, CloneFlags: get64(b[32:]), CgroupInput: cgroup, m: m}, 0
 }
 
 // valid checks what can be checked of an instruction before it runs.

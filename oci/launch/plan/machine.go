@@ -9,44 +9,41 @@ import (
 const (
 	sysOpenTree     = 428
 	sysMoveMount    = 429
-	sysClone3       = 435
 	sysCloseRange   = 436
 	sysOpenat2      = 437
 	sysMountSetattr = 442
 )
 
-// machine is all memory that a child uses beside the plan. It is made before the
-// clone; addresses in it are numbers, so that no write barrier can be due.
+// machine is all memory that a child uses beside its stacks and the plan. It is made before
+// the clone, outside of the heap; addresses in it are numbers.
 type machine struct {
 	ins, count, data, size uintptr
 	inputs                 uintptr // with the status pipe
 	status                 uintptr // descriptor of the status pipe
+	stack, stack2          uintptr // where the stages' stacks begin, at their upper ends
 	at                     uintptr // index of the running instruction
 	args                   [6]uintptr
-	slots                  [MaxSlots]uint64
+	ignored                uint64 // signals that are to be defaulted
+	pidfd                  int32  // of the first stage, for the caller
+	pid                    int32  // of the second stage
 
-	how   [3]uint64 // struct open_how
-	stat  [256]byte // struct statx or statfs
-	caps  [24]byte
-	act   [32]byte // struct sigaction of zeros: the default
-	ca    cloneArgs
-	msg   [7]uint64 // struct msghdr
-	iov   [2]uint64
-	cmsg  [3]uint64
-	rec   [8]byte
-	pipe  [2]int32
+	how  [3]uint64 // struct open_how
+	stat [256]byte // struct statx or statfs
+	caps [24]byte
+	act  [32]byte // struct sigaction of zeros: the default
+	ca   cloneArgs
+	msg  [7]uint64 // struct msghdr
+	iov  [2]uint64
+	cmsg [3]uint64
+	rec  [8]byte
+	word [8]byte // the first stage's last
+
+	slots [MaxSlots]uint64
 	path  [pathMax + 1]byte
 	path2 [pathMax + 1]byte
-
-	hold []byte // keeps the plan's memory for the collector
 }
 
 const pathMax = 4096
-
-func (m *machine) keep(b []byte) *machine {
-	m.hold = b
-	return m
-}
 
 // All functions below run in the child: nosplit, because the stack must not grow,
 // and norace, because the detector's own memory is in an unknown state.
@@ -71,12 +68,46 @@ func store32(a uintptr, v uint32) { *(*uint32)(*(*unsafe.Pointer)(unsafe.Pointer
 //go:nocheckptr
 func load8(a uintptr) byte { return *(*byte)(*(*unsafe.Pointer)(unsafe.Pointer(&a))) }
 
-// run carries out the plan and does not return.
+// firstStage is what a clone begins with.
 //
 //go:norace
 //go:nosplit
-func (m *machine) run() {
-	for m.at = 0; m.at < m.count; m.at++ {
+func firstStage(m *machine, _ syscall.Errno) { m.run(0) }
+
+// secondStage is what the clone begins with that the plan makes. Nothing is done before its
+// pid was reported.
+//
+//go:norace
+//go:nosplit
+func secondStage(m *machine, e syscall.Errno) {
+	if e != 0 {
+		m.fail(e)
+	}
+	m.report(StepClone, uint32(m.pid))
+	m.run(m.at + 1)
+}
+
+// leave is the end of the first stage. Its end must not be seen before the word about the
+// second one, which may not have come to run yet.
+//
+//go:norace
+//go:nosplit
+func leave(m *machine, _ syscall.Errno) {
+	a := uintptr(unsafe.Pointer(&m.word))
+	store32(a, StepClone)
+	store32(a+4, uint32(m.pid))
+	_, _, _ = syscall.RawSyscall(syscall.SYS_WRITE, m.status, a, RecordSize)
+	for {
+		_, _, _ = syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+}
+
+// run carries out the plan from an instruction on and does not return.
+//
+//go:norace
+//go:nosplit
+func (m *machine) run(from uintptr) {
+	for m.at = from; m.at < m.count; m.at++ {
 		in := m.ins + m.at*insSize
 		w := load64(in)
 		for k := range uintptr(6) {
@@ -153,7 +184,7 @@ func (m *machine) composite(op Op) (uintptr, syscall.Errno) { //nolint:cyclop //
 	case Wait:
 		return 0, m.wait()
 	case Clone:
-		return 0, m.clone()
+		m.clone()
 	case Poke:
 		if m.args[2] == 4 {
 			store32(m.args[0], uint32(m.args[1]))
@@ -178,6 +209,8 @@ func (m *machine) composite(op Op) (uintptr, syscall.Errno) { //nolint:cyclop //
 		return 0, m.chownPipe()
 	case CapSet:
 		return 0, m.capSet()
+	case DropBounding:
+		return 0, m.dropBounding()
 	case Skip:
 		if (m.args[0] == m.args[1]) != (m.args[3] != 0) {
 			m.at += m.args[2]
@@ -202,9 +235,11 @@ func (m *machine) prelude() syscall.Errno {
 		return e
 	}
 	act := uintptr(unsafe.Pointer(&m.act))
-	for sig := uintptr(1); sig <= 64; sig++ {
-		// SIGKILL and SIGSTOP answer EINVAL.
-		_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, act, 0, 8, 0, 0)
+	for sig := uintptr(1); m.ignored != 0; sig++ {
+		if m.ignored&1 != 0 {
+			_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, act, 0, 8, 0, 0)
+		}
+		m.ignored >>= 1
 	}
 	if _, _, e := syscall.RawSyscall6(syscall.SYS_RT_SIGPROCMASK, 2, act, 0, 8, 0, 0); e != 0 {
 		return e
@@ -246,35 +281,18 @@ func (m *machine) wait() syscall.Errno {
 	}
 }
 
-// clone makes the second stage. A process that joined a pid namespace is not in it
-// itself, only its children are; CLONE_PARENT keeps the monitor the parent. The
-// sibling waits for the end of a pipe, so that its pid is reported before anything
-// that it does.
+// clone makes the second stage and ends this process. One that joined a pid namespace is
+// not in it itself, only its children are; CLONE_PARENT keeps the monitor the parent. The
+// two share this process's memory and descriptors, which saves copying them: the kernel
+// stores the pid before the other begins, and this one touches nothing else any more.
 //
 //go:norace
 //go:nosplit
-func (m *machine) clone() syscall.Errno {
-	ends := uintptr(unsafe.Pointer(&m.pipe))
-	if _, _, e := syscall.RawSyscall(syscall.SYS_PIPE2, ends, syscall.O_CLOEXEC, 0); e != 0 {
-		return e
-	}
-	m.ca.flags = uint64(m.args[0]) | cloneParent
-	pid, _, e := syscall.RawSyscall(sysClone3, uintptr(unsafe.Pointer(&m.ca)), sizeofCloneArgs, 0)
-	if e != 0 {
-		return e
-	}
-	if pid != 0 {
-		m.report(StepClone, uint32(pid))
-		for {
-			_, _, _ = syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
-		}
-	}
-	closeFD(uintptr(m.pipe[1]))
-	for e = syscall.EINTR; e == syscall.EINTR; {
-		_, _, e = syscall.RawSyscall(syscall.SYS_READ, uintptr(m.pipe[0]), uintptr(unsafe.Pointer(&m.rec)), 1)
-	}
-	closeFD(uintptr(m.pipe[0]))
-	return e
+func (m *machine) clone() {
+	m.ca.flags = uint64(m.args[0]) | cloneParent | cloneParentTid | cloneVM | cloneFiles
+	m.ca.parentTid = uint64(uintptr(unsafe.Pointer(&m.pid)))
+	m.ca.pidfd, m.ca.exitSignal, m.ca.cgroup = 0, 0, 0
+	cloneAndEnd(&m.ca, m.stack2, address(secondStage), address(leave), m)
 }
 
 // exec tries candidates as the shell does: a directory of PATH without the program

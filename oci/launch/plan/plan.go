@@ -8,6 +8,10 @@
 // uses no runtime service: no allocation, no stack growth, no locks, only raw
 // system calls on memory that was prepared before.
 //
+// A child runs on a stack of its own, and this, the interpreter's memory and the plan lie in
+// one mapping that is made for the launch. A caller may keep all its other memory from being
+// copied for the child (see Isolate): a clone costs as much as there is to copy.
+//
 // The package is linked into the monitor and therefore imports neither fmt, os,
 // reflect nor encoding; its errors are errno numbers and step indexes, which the
 // daemon turns into words. It refuses plans of another format version. It starts
@@ -41,7 +45,7 @@ const (
 	// Wait reads one byte from slot a0 and fails with EPIPE at its end.
 	Wait
 	// Clone makes a sibling by clone3 with CLONE_PARENT and flags a0, which goes
-	// on with the plan; this process reports its pid and ends.
+	// on with the plan; both report its pid, and this process ends.
 	Clone
 	// Poke stores a1 at data address a0; a2 is the width in bytes, 4 or 8.
 	Poke
@@ -77,6 +81,8 @@ const (
 	// Exec tries a1 paths of the pointer table a0 with argv a2 and envp a3, as
 	// the shell searches PATH.
 	Exec
+	// DropBounding takes all capabilities but those of the mask a0 from the bounding set.
+	DropBounding
 	endComposite
 )
 
@@ -98,7 +104,7 @@ const (
 
 // Steps of status records that are no failed instruction.
 const (
-	// StepClone announces the second stage's pid in the errno field.
+	// StepClone announces the second stage's pid in the errno field. Either stage does.
 	StepClone = 0xffffffff
 	// StepReady says that only the exec is left: an end of file without it means
 	// that the child died while it was being set up.

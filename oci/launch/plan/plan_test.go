@@ -32,6 +32,7 @@ func start(t testing.TB, p *plan.Plan, files ...*os.File) (string, []plan.Record
 		fds = append(fds, int32(f.Fd()))
 	}
 	c, e := l.Start(fds)
+	l.Unmap()
 	_ = w.Close()
 	if e != 0 {
 		t.Fatalf("start: %v", e)
@@ -53,7 +54,7 @@ func start(t testing.TB, p *plan.Plan, files ...*os.File) (string, []plan.Record
 	for ; len(raw) >= plan.RecordSize; raw = raw[plan.RecordSize:] {
 		rec := plan.Decode(raw)
 		recs = append(recs, rec)
-		if rec.Step == plan.StepClone {
+		if rec.Step == plan.StepClone && pid != int(rec.Value) {
 			if _, err := syscall.Wait4(pid, &ws, 0, nil); err != nil {
 				t.Fatalf("wait for first stage: %v", err)
 			}
@@ -136,8 +137,8 @@ func TestSecondStageIsTheCallersChild(t *testing.T) {
 	p.Add(plan.Ins{Op: plan.Clone, Args: []plan.Arg{plan.I(0)}, Out: plan.NoOut})
 	shell(p, "exit 7")
 	_, recs, ws := start(t, p)
-	if len(recs) != 2 || recs[0].Step != plan.StepClone || ws.ExitStatus() != 7 {
-		t.Errorf("got records %v, exit %v; want a clone and 7", recs, ws)
+	if len(recs) != 3 || recs[0].Step != plan.StepClone || ws.ExitStatus() != 7 {
+		t.Errorf("got records %v, exit %v; want a clone, announced twice, and 7", recs, ws)
 	}
 }
 
@@ -245,8 +246,12 @@ func TestLoadRefusesMalformedPlans(t *testing.T) {
 			if tc.bytes != nil {
 				b = tc.bytes(b)
 			}
-			if _, e := plan.Load(b); e != tc.want {
+			l, e := plan.Load(b)
+			if e != tc.want {
 				t.Errorf("load: got %v, want %v", e, tc.want)
+			}
+			if l != nil {
+				l.Unmap()
 			}
 		})
 	}
@@ -257,6 +262,8 @@ func FuzzLoad(f *testing.F) {
 	shell(p, "true")
 	f.Add(p.Marshal())
 	f.Fuzz(func(_ *testing.T, b []byte) {
-		_, _ = plan.Load(b)
+		if l, _ := plan.Load(b); l != nil {
+			l.Unmap()
+		}
 	})
 }

@@ -13,13 +13,17 @@ package wire
 
 // Version is the protocol spoken here. A daemon upgrades an older monitor in place
 // and refuses a newer one.
-const Version = 1
+const Version = 2
 
 // MaxFds is the kernel's limit for one packet.
 const MaxFds = 253
 
-// MaxPacket bounds a packet; larger things travel in memfds.
-const MaxPacket = 8192
+// MaxPacket bounds a packet of the monitor, and what a daemon sends before it knows the
+// monitor's version. MaxRequest bounds other requests; larger things travel in memfds.
+const (
+	MaxPacket  = 8192
+	MaxRequest = 48 << 10
+)
 
 // HeaderLen is the size of an encoded Header.
 const HeaderLen = 16
@@ -35,7 +39,7 @@ const (
 	Hello      Type = iota + 1 // version
 	Journal                    // journal memfd and pipe, for a monitor without
 	Fds                        // the first descriptors of the next packet
-	Start                      // id, flags; plan and its inputs as Extra
+	Start                      // id, flags, plan unless it is a file; its inputs as Extra
 	Spawn                      // id, flags; a Program in a memfd
 	Adopt                      // id, flags, pid
 	Reopen                     // id
@@ -74,7 +78,7 @@ const (
 	FileStderr          // read end
 	FileStdin           // write end
 	FileMaster          // of the container's terminal
-	FilePlan            // the serialised launch plan
+	FilePlan            // the serialised launch plan, when it is too large for the packet
 	FilePTYSock         // where the launch sends its terminal's master to
 	FileProgram         // the serialised Program
 	FileIn              // standard input of a spawned program
@@ -100,7 +104,7 @@ func Files(mask uint32) int {
 // What is known of a container or session; part of Start, Spawn, Restore and Item.
 const (
 	FlagTTY       uint32 = 1 << iota // its output comes from a terminal
-	FlagEphemeral                    // leaves no exit record on disk
+	FlagEphemeral                    // leaves no exit record, and is forgotten once its exit was told
 	FlagExited                       // Item: the exit follows
 	FlagLaunching                    // Item: exec has not succeeded yet
 	FlagOrphan                       // Restore: not our child
@@ -156,6 +160,9 @@ func (e *Buf) U64(v uint64) { e.U32(uint32(v)); e.U32(uint32(v >> 32)) }
 // Str appends a string with its length.
 func (e *Buf) Str(s string) { e.U32(uint32(len(s))); e.B = append(e.B, s...) }
 
+// Bytes appends a byte string with its length.
+func (e *Buf) Bytes(b []byte) { e.U32(uint32(len(b))); e.B = append(e.B, b...) }
+
 // Strs appends a list of strings.
 func (e *Buf) Strs(l []string) {
 	e.U32(uint32(len(l)))
@@ -197,6 +204,9 @@ func (r *Reader) U64() uint64 {
 
 // Str reads a string.
 func (r *Reader) Str() string { return string(r.take(int(r.U32()))) }
+
+// Bytes reads a byte string, which stays part of the packet.
+func (r *Reader) Bytes() []byte { return r.take(int(r.U32())) }
 
 // Strs reads a list of strings.
 func (r *Reader) Strs() []string {

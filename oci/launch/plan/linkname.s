@@ -1,1 +1,0 @@
-// The assembler file lets start.go declare functions that the runtime implements.

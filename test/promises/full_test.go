@@ -2,7 +2,6 @@ package promises
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -16,12 +15,12 @@ import (
 	"github.com/cri-runtime/cri-runtime/test/bench/load"
 )
 
-// pods is how many make a node full here.
+// pods is how many make a node full here; the names of the figures have it, too.
 const pods = 60
 
 // state is what daemon and monitor hold at some time.
 type state struct {
-	memory                                 load.Memory // of both
+	pss                                    int // of both, KiB
 	daemonFiles, monitorFiles              int
 	daemonThreads, monitorThreads          int
 	goroutines, allocated, objects, helper int
@@ -39,8 +38,7 @@ func (n *node) state(t *testing.T) state {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.memory.PSS += m.PSS
-		s.memory.PrivateDirty += m.PrivateDirty
+		s.pss += int(m.PSS)
 	}
 	metrics := n.metrics(t) // last: it allocates
 	s.goroutines, s.allocated, s.objects = metrics["go_goroutines"], metrics["go_memstats_alloc_bytes_total"], metrics["go_memstats_mallocs_total"]
@@ -103,7 +101,7 @@ func (n *node) metrics(t *testing.T) map[string]int {
 func TestFullNode(t *testing.T) {
 	n := newNode(t)
 	empty := n.state(t)
-	check(t, "PSS of empty daemon and monitor, KiB", int(empty.memory.PSS))
+	check(t, "PSS of empty daemon and monitor, KiB", empty.pss)
 	for range 3 {
 		n.stop(t, n.start(t, "wait"))
 	}
@@ -126,13 +124,12 @@ func TestFullNode(t *testing.T) {
 	time.Sleep(settle)
 	full := n.state(t)
 	perPod := func(a, b int) int { return (b - a + pods/2) / pods }
-	check(t, fmt.Sprintf("PSS of daemon and monitor per pod at %d pods, KiB", pods), perPod(int(empty.memory.PSS), int(full.memory.PSS)))
-	check(t, "private dirty memory per pod, KiB", perPod(int(empty.memory.PrivateDirty), int(full.memory.PrivateDirty)))
+	check(t, "PSS of daemon and monitor per pod at 60 pods, KiB", perPod(empty.pss, full.pss))
 	check(t, "our processes beside daemon and monitor", full.helper)
 	check(t, "descriptors of the daemon per pod", perPod(after.daemonFiles, full.daemonFiles))
 	check(t, "descriptors of the monitor per pod", perPod(after.monitorFiles, full.monitorFiles))
 	check(t, "goroutines per pod", perPod(after.goroutines, full.goroutines))
-	check(t, fmt.Sprintf("threads of daemon and monitor more at %d pods", pods),
+	check(t, "threads more at 60 pods than at none",
 		full.daemonThreads+full.monitorThreads-empty.daemonThreads-empty.monitorThreads)
 	n.asked(t)
 	for _, p := range running {
@@ -152,7 +149,8 @@ func (n *node) asked(t *testing.T) {
 	}
 	time.Sleep(2 * time.Second) // samples are a second old at most, and then taken anew
 	tr := trace(t, n.Pid(), monitor(t))
-	const idle = 3
+	time.Sleep(time.Second) // being attached to interrupts waits, which are begun again
+	const idle = 4
 	from := time.Now()
 	time.Sleep(idle * time.Second)
 	quiet := time.Now()
@@ -164,13 +162,15 @@ func (n *node) asked(t *testing.T) {
 	var nobody int
 	for _, by := range who {
 		c := between(events, by, from, quiet)
-		for _, k := range c {
-			nobody += k
+		for name, k := range c {
+			if !strings.HasPrefix(name, "nanosleep") { // naps of Go's watcher of threads, which are as many as the machine is slow
+				nobody += k
+			}
 		}
 		t.Logf("nobody asks, %d s: %-8s %v", idle, by, c)
 		t.Logf("a kubelet asks:     %-8s %v", by, between(events, by, quiet, to))
 	}
 	check(t, "system calls per second when nobody asks", nobody/idle)
-	check(t, "system calls of one kubelet's round, per pod, in tenths", between(events, byDaemon, quiet, to).sum()*10/pods)
+	check(t, "system calls of a kubelet's round at 60 pods", between(events, byDaemon, quiet, to).sum())
 	check(t, "system calls of the monitor in a kubelet's round", between(events, byMonitor, quiet, to).sum())
 }

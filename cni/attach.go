@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"github.com/containernetworking/cni/libcni"
@@ -64,14 +65,22 @@ func (n *Network) attach(ctx context.Context, p Pod) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, err
 	}
-	if err := builtin.Loopback(p.NetNS); err != nil {
-		return Attachment{}, err
+	compiled := n.compiled(l)
+	if compiled == nil {
+		if err := builtin.Loopback(p.NetNS); err != nil {
+			return Attachment{}, err
+		}
 	}
 	rec := &record{Pod: p, Boot: n.boot, Conf: l.list.Bytes, Builtin: l.here}
 	if err := n.records.write(rec); err != nil {
 		return Attachment{}, err
 	}
-	res, err := n.cni(l.here).AddNetworkList(ctx, l.list, rt)
+	var res types.Result
+	if compiled != nil {
+		res, err = compiled.Attach(ctx, pluginCall(rt), hostPorts(p))
+	} else {
+		res, err = n.cni(l.here).AddNetworkList(ctx, l.list, rt)
+	}
 	if err != nil {
 		return Attachment{}, short(l.list.Name, err)
 	}
@@ -121,17 +130,26 @@ func (n *Network) detach(ctx context.Context, p Pod, rec *record) error {
 	if _, err := os.Stat(netns); err != nil || rec.Boot != n.boot {
 		netns = "" // gone; plugins are told by an empty path
 	}
-	list, err := libcni.NetworkConfFromBytes(rec.Conf)
+	l, err := n.recorded(rec)
 	if err != nil {
-		return fmt.Errorf("decode network configuration of %s: %w", p.ID, err)
+		return err
 	}
 	rec.Pod.NetNS = netns
 	rt, err := runtimeConf(rec.Pod)
 	if err != nil {
 		return err
 	}
-	if err := n.cni(rec.Builtin).DelNetworkList(ctx, list, rt); err != nil {
-		return short(list.Name, err)
+	if compiled := n.compiled(l); compiled != nil && !n.results.have(l.list.Name, p.ID) {
+		var ips []netip.Addr
+		if rec.Attachment != nil {
+			ips = rec.Attachment.IPs
+		}
+		err = compiled.Detach(ctx, pluginCall(rt), ips, len(rec.Pod.PortMappings) > 0)
+	} else if err = n.results.ensure(l.list, rt, rec); err == nil {
+		err = n.cni(rec.Builtin).DelNetworkList(ctx, l.list, rt)
+	}
+	if err != nil {
+		return short(l.list.Name, err)
 	}
 	return n.records.remove(p.ID)
 }
@@ -154,19 +172,22 @@ func (n *Network) Check(ctx context.Context, p Pod) error {
 	if rec == nil || rec.Attachment == nil {
 		return fmt.Errorf("network of pod %s: %w", p.ID, errdef.ErrNotFound)
 	}
-	list, err := libcni.NetworkConfFromBytes(rec.Conf)
+	l, err := n.recorded(rec)
 	if err != nil {
-		return fmt.Errorf("decode network configuration of %s: %w", p.ID, err)
+		return err
 	}
 	rt, err := runtimeConf(rec.Pod)
 	if err != nil {
 		return err
 	}
-	err = n.cni(rec.Builtin).CheckNetworkList(ctx, list, rt)
+	if err := n.results.ensure(l.list, rt, rec); err != nil {
+		return err
+	}
+	err = n.cni(rec.Builtin).CheckNetworkList(ctx, l.list, rt)
 	if err == nil || errors.Is(err, libcni.ErrorCheckNotSupp) {
 		return nil
 	}
-	return short(list.Name, err)
+	return short(l.list.Name, err)
 }
 
 // GC releases what belongs to pods that are not in valid: first by our records, then by
@@ -224,6 +245,9 @@ func (n *Network) gcVerb(ctx context.Context, valid []string) error {
 func short(network string, err error) error {
 	if pe, ok := errors.AsType[*PluginError](err); ok {
 		return fmt.Errorf("network %s: %w", network, pe)
+	}
+	if se, ok := errors.AsType[*builtin.StepError](err); ok {
+		return fmt.Errorf("network %s: %w", network, &PluginError{Plugin: se.Plugin, Msg: cut(se.Err.Error()), Err: se.Err})
 	}
 	return fmt.Errorf("network %s: %w", network, err)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 
+	"github.com/cri-runtime/cri-runtime/cni/builtin"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
 
@@ -25,13 +26,16 @@ type loaded struct {
 	list   *libcni.NetworkConfigList
 	source string // for messages
 	here   bool   // the default network: always built in
+
+	compiled *builtin.Network // nil unless the plugins are of the usual shape
 }
 
 // confDir follows a directory of configurations. It looks at the directory whenever it
 // is asked: one readdir and a stat per file, some 20 us, against watches that die
 // with a re-created directory and see nothing on some file systems.
 type confDir struct {
-	dir string
+	dir     string
+	compile func(*loaded) *loaded
 
 	mu    sync.Mutex // guards what follows; held while reading small files
 	stamp string
@@ -59,7 +63,7 @@ func (c *confDir) current() (*loaded, error) {
 	for _, f := range files {
 		l, err := load(f)
 		if err == nil {
-			c.cur = l
+			c.cur = c.compile(l)
 			return l, nil
 		}
 		bad = append(bad, err)

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -96,7 +97,7 @@ func (n *Network) UpdatePodCIDR(cidrs []netip.Prefix) error {
 			return fmt.Errorf("pod range %v: %w", c, errdef.ErrInvalid)
 		}
 	}
-	l, err := d.conflist(cidrs, n.dataDir())
+	l, err := d.conflist(cidrs, n.data)
 	if err != nil {
 		return err
 	}
@@ -107,8 +108,32 @@ func (n *Network) UpdatePodCIDR(cidrs []netip.Prefix) error {
 	if err := replaceFile(n.conf.StateDir, cidrFile, b); err != nil {
 		return err
 	}
-	n.builtinConf.Store(l)
+	n.builtinConf.Store(n.compile(l))
 	return nil
 }
 
-func (n *Network) dataDir() string { return filepath.Join(n.conf.CacheDir, "networks") }
+// dataDir is where the default network's addresses are. Up to version 0.1 they were where
+// they survive a reboot: as long as a pod of this boot has one there, all do.
+func (n *Network) dataDir() (string, error) {
+	dir, old := filepath.Join(n.conf.StateDir, "networks"), filepath.Join(n.conf.CacheDir, "networks")
+	files, err := filepath.Glob(filepath.Join(old, "*", "*"))
+	if err != nil || old == dir || !slices.ContainsFunc(files, isAddress) {
+		return dir, err
+	}
+	ids, err := n.records.ids()
+	if err != nil {
+		return "", err
+	}
+	for _, id := range ids {
+		rec, err := n.records.read(id)
+		if err == nil && rec != nil && rec.Boot == n.boot && bytes.Contains(rec.Conf, []byte(old)) {
+			return old, nil
+		}
+	}
+	return dir, nil
+}
+
+func isAddress(file string) bool {
+	_, err := netip.ParseAddr(filepath.Base(file))
+	return err == nil
+}

@@ -36,7 +36,7 @@ type Config struct {
 	ConfDir  string   // where conflists are, usually /etc/cni/net.d
 	BinDirs  []string // where plugins are, usually /opt/cni/bin
 	CacheDir string   // records and results; must survive a reboot
-	StateDir string   // what a reboot may lose; zero: CacheDir
+	StateDir string   // what a reboot ends, all of the default network's; zero: CacheDir
 	Builtin  Builtin
 	// Default, when set, is the network, and ConfDir is not looked at.
 	Default *DefaultNetwork
@@ -58,6 +58,8 @@ type Network struct {
 	conf    Config
 	boot    string
 	records records
+	data    string // the default network's addresses
+	results results
 	dir     *confDir
 
 	plugins *builtin.Plugins
@@ -89,8 +91,8 @@ func New(ctx context.Context, c Config) (*Network, error) {
 	if c.StateDir == "" {
 		c.StateDir = c.CacheDir
 	}
-	n := &Network{conf: c, dir: &confDir{dir: c.ConfDir}, records: records{filepath.Join(c.CacheDir, "pods")}, all: semaphore.NewWeighted(wholeNetwork)}
-	for _, d := range []string{n.records.dir, n.dataDir(), c.StateDir} {
+	n := &Network{conf: c, results: results{filepath.Join(c.CacheDir, "results")}, records: records{filepath.Join(c.CacheDir, "pods"), filepath.Join(c.StateDir, "pods")}, all: semaphore.NewWeighted(wholeNetwork)}
+	for _, d := range []string{n.records.lasting, n.records.boot} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make network directory: %w", err)
 		}
@@ -100,9 +102,13 @@ func New(ctx context.Context, c Config) (*Network, error) {
 		return nil, fmt.Errorf("read boot id: %w", err)
 	}
 	n.boot = strings.TrimSpace(string(b))
+	if n.data, err = n.dataDir(); err != nil {
+		return nil, err
+	}
 	if err := n.openPlugins(); err != nil {
 		return nil, err
 	}
+	n.dir = &confDir{dir: c.ConfDir, compile: n.compile}
 	if c.Default != nil {
 		d := c.Default.withDefaults()
 		n.conf.Default = &d
@@ -110,11 +116,11 @@ func New(ctx context.Context, c Config) (*Network, error) {
 		if err != nil {
 			return nil, errors.Join(err, n.closePlugins())
 		}
-		l, err := d.conflist(subnets, n.dataDir())
+		l, err := d.conflist(subnets, n.data)
 		if err != nil {
 			return nil, errors.Join(err, n.closePlugins())
 		}
-		n.builtinConf.Store(l)
+		n.builtinConf.Store(n.compile(l))
 	}
 	ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	n.status.kick = make(chan struct{}, 1)

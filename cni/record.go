@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 const recordVersion = 1
@@ -27,8 +29,25 @@ type record struct {
 
 var errCorrupt = errors.New("corrupt record")
 
-// records is a directory with one file per pod.
-type records struct{ dir string }
+// records are directories with one file per pod. Pods of the default network have
+// theirs where a reboot ends them, and so are their addresses: it ends those pods as well, and
+// nobody else knows of them.
+type records struct{ lasting, boot string }
+
+// dirs are the directories, the likelier one first.
+func (r records) dirs() []string {
+	if r.boot == r.lasting {
+		return []string{r.boot}
+	}
+	return []string{r.boot, r.lasting}
+}
+
+func (r records) dir(rec *record) string {
+	if rec.Builtin {
+		return r.boot
+	}
+	return r.lasting
+}
 
 func (r records) write(rec *record) error {
 	rec.Version = recordVersion
@@ -36,42 +55,48 @@ func (r records) write(rec *record) error {
 	if err != nil {
 		return fmt.Errorf("encode network record of %s: %w", rec.Pod.ID, err)
 	}
-	return replaceFile(r.dir, rec.Pod.ID+".json", b)
+	return replaceFile(r.dir(rec), rec.Pod.ID+".json", b)
 }
 
 // read returns nil when there is no record.
 func (r records) read(id string) (*record, error) {
-	b, err := os.ReadFile(filepath.Join(r.dir, id+".json"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // documented
+	for _, dir := range r.dirs() {
+		b, err := os.ReadFile(filepath.Join(dir, id+".json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read network record: %w", err)
+		}
+		rec := &record{}
+		if err := json.Unmarshal(b, rec); err != nil || rec.Version != recordVersion || rec.Pod.ID != id {
+			return nil, fmt.Errorf("network record of %s: %w", id, errCorrupt)
+		}
+		return rec, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read network record: %w", err)
-	}
-	rec := &record{}
-	if err := json.Unmarshal(b, rec); err != nil || rec.Version != recordVersion || rec.Pod.ID != id {
-		return nil, fmt.Errorf("network record of %s: %w", id, errCorrupt)
-	}
-	return rec, nil
+	return nil, nil //nolint:nilnil // documented
 }
 
 func (r records) remove(id string) error {
-	if err := os.Remove(filepath.Join(r.dir, id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove network record: %w", err)
+	for _, dir := range r.dirs() {
+		if err := os.Remove(filepath.Join(dir, id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove network record: %w", err)
+		}
 	}
 	return nil
 }
 
 // ids lists the pods that have a record.
-func (r records) ids() ([]string, error) {
-	entries, err := os.ReadDir(r.dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("list network records: %w", err)
-	}
-	var ids []string
-	for _, e := range entries {
-		if id, ok := strings.CutSuffix(e.Name(), ".json"); ok {
-			ids = append(ids, id)
+func (r records) ids() (ids []string, err error) {
+	for _, dir := range r.dirs() {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("list network records: %w", err)
+		}
+		for _, e := range entries {
+			if id, ok := strings.CutSuffix(e.Name(), ".json"); ok {
+				ids = append(ids, id)
+			}
 		}
 	}
 	return ids, nil
@@ -81,11 +106,25 @@ func (r records) ids() ([]string, error) {
 // place at a time.
 func replaceFile(dir, name string, b []byte) error {
 	tmp := filepath.Join(dir, "."+name+".new")
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	if err := writeFile(tmp, b); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+	// Not os.Rename, which looks at the target first.
+	if err := unix.Rename(tmp, filepath.Join(dir, name)); err != nil {
 		return fmt.Errorf("replace %s: %w", name, err)
 	}
 	return nil
+}
+
+// writeFile is os.WriteFile without the attempts to poll a plain file.
+func writeFile(path string, b []byte) error {
+	fd, err := unix.Open(path, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	n, err := unix.Write(fd, b)
+	if err == nil && n < len(b) {
+		err = unix.ENOSPC
+	}
+	return errors.Join(err, unix.Close(fd))
 }

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -41,6 +42,8 @@ type Call struct {
 	IfName      string
 	Args        string
 	Conf        []byte
+
+	ips []netip.Addr // that the pod has, where known
 }
 
 // A Delegate runs another plugin for this one with the same call: bridge asks its

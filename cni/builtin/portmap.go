@@ -50,13 +50,7 @@ func (p *Plugins) portmapAdd(c Call) (types.Result, error) {
 	if prev == nil {
 		return nil, fmt.Errorf("portmap must follow a plugin that gives an address: %w", errdef.ErrInvalid)
 	}
-	if len(ports) == 0 {
-		return prev, nil
-	}
-	if err := p.localnet(prev); err != nil {
-		return nil, err
-	}
-	return prev, p.nat.AddPorts(c.ContainerID, ports, podSubnets(prev))
+	return prev, p.openPorts(c.ContainerID, ports, prev)
 }
 
 // portmapDel gets the mappings that ADD got, so without any there is nothing to look
@@ -107,19 +101,23 @@ func readPorts(c Call) ([]nat.Port, *types100.Result, error) {
 	if err != nil || prev == nil {
 		return nil, prev, err
 	}
-	var ports []nat.Port
-	for _, pod := range firstIPs(prev) {
-		for i, m := range conf.RuntimeConfig.PortMaps {
+	ports, err := rulesFor(conf.RuntimeConfig.PortMaps, prev)
+	return ports, prev, err
+}
+
+func rulesFor(entries []portEntry, res *types100.Result) (ports []nat.Port, err error) {
+	for _, pod := range firstIPs(res) {
+		for i, m := range entries {
 			port, use, err := m.port(pod)
 			if err != nil {
-				return nil, nil, fmt.Errorf("port mapping %d: %w", i, err)
+				return nil, fmt.Errorf("port mapping %d: %w", i, err)
 			}
 			if use {
 				ports = append(ports, port)
 			}
 		}
 	}
-	return ports, prev, nil
+	return ports, nil
 }
 
 // port makes the rule of a mapping for a pod address; use is false when the mapping

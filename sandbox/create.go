@@ -57,6 +57,7 @@ func (s *Service) makeContainer(ctx context.Context, st *stage, p *pod, cfg Cont
 		return "", fmt.Errorf("create container %s in pod %s, which is %v: %w", cfg.Metadata.Name, p.id, pr.Phase, errdef.ErrPhase)
 	}
 	st.traces(opCreate, pr)
+	st.of("", cfg.Metadata) // it has no id before its image is found
 	st.enter("find image")
 	img, err := s.Images.Resolve(cfg.Image)
 	if err != nil {

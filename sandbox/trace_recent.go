@@ -2,11 +2,13 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/cri-runtime/cri-runtime/image"
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
 
 // recentKept bounds the memory of what no record keeps.
@@ -147,8 +149,9 @@ func (s *Service) traced(ctx context.Context, st *stage, err error) {
 		return
 	}
 	op.Op, op.Running = st.end(err), false
-	// A start that fails is in the container's record; what fails before has none.
-	if err != nil && (op.Name == opRunPod || op.Name == opCreate) {
+	// A start that fails is in the container's record, unless it is worth a retry; what
+	// fails before has no record.
+	if err != nil && (op.Name == opRunPod || op.Name == opCreate || op.Name == opStart && errors.Is(err, errdef.ErrRetry)) {
 		s.recent.add(&recentOp{TraceOp: op, pod: pod})
 	}
 	if s.Traced != nil {

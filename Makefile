@@ -13,7 +13,7 @@ STRICT := $(if $(filter 0,$(shell id -u)),1)
 export CRI_TEST_STRICT ?= $(STRICT)
 
 .DEFAULT_GOAL := build
-.PHONY: help build check fmt vet lint vuln unit test setup e2e promises conformance benchmark kubelet cgroup2 run cover fuzz bench bench-pull clean
+.PHONY: help build check fmt vet lint vuln unit test setup e2e promises conformance benchmark kubelet cgroup2 run cover fuzz soak microbench bench bench-pull clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,8 +93,18 @@ soak: ## random faults of registries for SOAK=15m, then hundreds of power cuts (
 	CRI_SOAK=$(SOAK) $(GO) test -timeout 2h -v -run TestSoakFaults ./image
 	CRI_SOAK=1 $(GO) test -timeout 2h -v -run TestPowerCut ./test/power
 
-bench: ## Go benchmarks, ten runs each, for benchstat
+microbench: ## Go benchmarks, ten runs each, for benchstat
 	$(GO) test -run '^$$' -bench . -count 10 $(UNITS)
+
+# ONLY=ours PHASES=latency,exec ROUNDS=3 PEER=name=/run/x.sock BENCHFLAGS='-check -short'; -check fails when an aim is not met.
+ROUNDS ?= 3
+comma  := ,
+others  = $(filter-out ours ours-cni $(foreach p,$(PEER),$(firstword $(subst =, ,$(p)))),$(subst $(comma), ,$(or $(ONLY),all)))
+bench: build ## pods beside containerd's and CRI-O's: tables and charts in out/bench (25 minutes; builds the peers once; see docs/bench.md)
+	hack/debian.sh gcc libc6-dev strace
+	hack/testtools.sh cni $(if $(others),runc containerd containerd-shim-runc-v2 crio pinns) >/dev/null
+	$(if $(others),hack/testtools.sh oci >/dev/null || hack/debian.sh crun conmon)
+	$(GO) run ./test/bench/pods -bin bin -rounds $(ROUNDS) $(if $(ONLY),-only $(ONLY)) $(if $(PHASES),-phases $(PHASES)) $(foreach p,$(PEER),-peer $(p)) $(BENCHFLAGS)
 
 # ONLY=ours,containerd RUNS=5 STORE=erofs|directory|both IMAGES=debian-app:a,node:gz; BENCHFLAGS=-check fails when an aim is not met.
 STORE ?= both

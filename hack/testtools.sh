@@ -24,7 +24,7 @@ die() { say "$*"; exit 1; }
 stamp_of() {
   case $1 in
   critest | crictl | ginkgo) echo "$cri_tools+1" ;;
-  cni) echo "$cni_plugins+1" ;;
+  cni) echo "$cni_plugins+2" ;;
   runc) echo "$runc+1" ;;
   kubelet) echo "$kubernetes+1" ;;
   containerd | containerd-shim-runc-v2) echo "$containerd+1" ;;
@@ -64,7 +64,7 @@ build_cni() {
   module github.com/containernetworking/plugins $cni_plugins
   mkdir out/cni
   for name in "${cni_names[@]}"; do
-    CGO_ENABLED=0 go build -ldflags '-s -w' -o "out/cni/${name#*/}" "github.com/containernetworking/plugins/plugins/$name"
+    CGO_ENABLED=0 go build -ldflags "-s -w -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=$cni_plugins" -o "out/cni/${name#*/}" "github.com/containernetworking/plugins/plugins/$name"
   done
 }
 
@@ -152,7 +152,7 @@ make_tool() (
   start=$SECONDS
   "build_$1"
   rm -f "$bin/.$1.stamp"
-  [[ $1 != cni && $1 != oci ]] || rm -rf "${bin:?}/$1"
+  [[ ! -d $bin/$1 ]] || mv -T "$bin/$1" old
   mv -T "out/$1" "$bin/$1" # on one file system: a program that runs now keeps its old file
   stamp_of "$1" >"$bin/.$1.stamp"
   say "$1: built in $((SECONDS - start)) s"

@@ -18,7 +18,8 @@ type Containerd struct {
 }
 
 // Its documentation and its users tune it so for pulls: parallel unpacking, more
-// downloads, large ranges fetched in parallel.
+// downloads, large ranges fetched in parallel. All of it is said to the transfer service:
+// max_concurrent_downloads in the CRI part would turn that off.
 const containerdConfig = `version = 3
 root = %q
 state = %q
@@ -29,8 +30,6 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = %q
-  max_concurrent_downloads = 6
-  concurrent_layer_fetch_buffer = 8388608
   [plugins."io.containerd.cri.v1.images".registry]
     config_path = %q
 %s

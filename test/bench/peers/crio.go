@@ -29,14 +29,14 @@ internal_wipe = false
 [crio.api]
 listen = %q
 [crio.runtime]
-default_runtime = "bench"
+default_runtime = %q
 cgroup_manager = "cgroupfs"
 conmon_cgroup = "pod"
 pinns_path = %q
 namespaces_dir = %q
 container_exits_dir = %q
 container_attach_socket_dir = %q
-[crio.runtime.runtimes.bench]
+[crio.runtime.runtimes.%s]
 runtime_path = %q
 runtime_root = %q
 monitor_path = %q
@@ -109,12 +109,12 @@ func (c CRIO) command(program string, p Place) ([]string, error) {
 		}
 	}
 	files[p.in("crio.conf")] = fmt.Sprintf(crioConfig, filepath.Join(p.Disk, "root"), p.in("run"), p.in("log"), p.in("version"), p.Socket,
-		pinns, p.in("ns"), p.in("exits"), p.in("attach"), runtime, p.in("runtime"), conmon, p.in("policy.json"), Pause, conf, plugins)
+		filepath.Base(runtime), pinns, p.in("ns"), p.in("exits"), p.in("attach"), filepath.Base(runtime), runtime, p.in("runtime"), conmon, p.in("policy.json"), Pause, conf, plugins)
 	if err := stage.WriteFiles(files); err != nil {
 		return nil, err
 	}
 	return []string{
-		"/usr/bin/env", "PATH=" + p.in("bin") + ":" + os.Getenv("PATH"), "CONTAINERS_STORAGE_CONF=" + p.in("storage.conf"),
+		"/usr/bin/env", "PATH=" + filepath.Dir(conmon) + ":" + os.Getenv("PATH"), "CONTAINERS_STORAGE_CONF=" + p.in("storage.conf"),
 		program, "--registries-conf", p.in("registries.conf"), "--config", p.in("crio.conf"), "--config-dir", p.in("none.d"), "--log-level", "warn",
 	}, nil
 }

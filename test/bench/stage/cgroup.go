@@ -55,7 +55,11 @@ func cgroupMounts() ([]*mountinfo.Info, error) {
 }
 
 // Command puts the program of a command line into the cgroup: a shell goes there first.
+// No cgroup leaves it where it is.
 func (c Cgroup) Command(argv []string) []string {
+	if c.dir == "" {
+		return argv
+	}
 	return append([]string{"/bin/sh", "-c", `echo 0 >"$1/cgroup.procs" && shift && exec "$@"`, "sh", c.dir}, argv...)
 }
 
@@ -123,4 +127,56 @@ func RemoveCgroups(name string) error {
 		}
 		<-time.After(20 * time.Millisecond)
 	}
+}
+
+// Dir is its directory in the hierarchy that counts.
+func (c Cgroup) Dir() string { return c.dir }
+
+// MakeCgroups makes a cgroup, and those above it, in all hierarchies, ready to hold pods:
+// what a kubelet does for the parent of its pods' cgroups.
+func MakeCgroups(name string) error {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		dir := m.Mountpoint
+		for part := range strings.SplitSeq(name, "/") {
+			parent := dir
+			dir = filepath.Join(dir, part)
+			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("make cgroup: %w", err)
+			}
+			if err := fill(parent, dir); err != nil {
+				return fmt.Errorf("make cgroup: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// fill gives a new cgroup what it needs to take processes and children: in version 1 a
+// cpuset takes none while it is empty, in version 2 controllers are handed down.
+func fill(parent, dir string) error {
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		own, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil || len(strings.TrimSpace(string(own))) > 0 {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err == nil {
+			continue // empty means all there
+		}
+		body, err := os.ReadFile(filepath.Join(parent, file))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, file), body, 0); err != nil {
+			return err
+		}
+	}
+	if body, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers")); err == nil && len(body) > 1 {
+		all := "+" + strings.Join(strings.Fields(string(body)), " +")
+		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(all), 0)
+	}
+	return nil
 }

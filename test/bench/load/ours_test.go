@@ -94,95 +94,102 @@ func ours(t *testing.T) (*Client, restarted) {
 // can be: none is missing, nothing is left.
 func TestOurs(t *testing.T) {
 	c, d := ours(t)
-	ctx := t.Context()
-	if v, err := c.Version(ctx); err != nil || v == " " {
+	if v, err := c.Version(t.Context()); err != nil || v == " " {
 		t.Errorf("version: %q, %v", v, err)
 	}
-	t.Run("latency", func(t *testing.T) {
-		r, err := c.Latency(ctx, 3)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, step := range Order {
-			if len(r.Steps[step]) != 3 {
-				t.Errorf("%s: got %v, want 3 samples", step, r.Steps[step])
-			}
-		}
-		if r.CPUPerPod <= 0 || r.Steps[stepReady][0] < r.Steps["RunPodSandbox"][0] {
-			t.Errorf("got %+v", r)
-		}
-	})
+	t.Run("latency", func(t *testing.T) { latency(t, c) })
 	t.Run("throughput", func(t *testing.T) {
-		r, err := c.Throughput(ctx, 6, 3)
+		r, err := c.Throughput(t.Context(), 6, 3)
 		if err != nil || r.StartsPerSecond <= 0 || r.StopsPerSecond <= 0 || r.CPUPerStart <= 0 || r.CPUPerStop <= 0 || len(r.Steps[stepTeardown]) != 6 {
 			t.Errorf("got %+v, %v", r, err)
 		}
 	})
-	t.Run("density", func(t *testing.T) {
-		r, err := c.Density(ctx, DensityPlan{Pods: 5, Poll: time.Second})
-		if err != nil {
-			t.Fatal(err)
-		}
-		first, last := r.FirstAndLast()
-		if len(r.Ready) != 5 || len(r.Teardown) != 5 || first <= 0 || last <= 0 || r.PollCPU <= 0 || len(r.Poll["ContainerStatus"]) != 5 || len(r.Poll[stepRound]) != 1 {
-			t.Errorf("got %+v", r)
-		}
-		for _, name := range []string{"cri-runtime", "cri-monitor"} {
-			if r.After[name].Processes != 1 || r.After[name].PSS <= 0 {
-				t.Errorf("%s: got %+v", name, r.After)
-			}
-		}
-		if r.After[Total].PSS != r.After["cri-runtime"].PSS+r.After["cri-monitor"].PSS {
-			t.Errorf("total: got %+v", r.After)
-		}
-	})
+	t.Run("density", func(t *testing.T) { density(t, c) })
 	t.Run("exec", func(t *testing.T) {
-		r, err := c.Exec(ctx, 5, 3)
+		r, err := c.Exec(t.Context(), 5, 3)
 		if err != nil || len(r.Serial) != 5 || len(r.Parallel) != 5 || r.PerSecond <= 0 || r.CPUPerExec <= 0 {
 			t.Errorf("got %+v, %v", r, err)
 		}
 	})
 	t.Run("logs", func(t *testing.T) {
-		r, err := c.Logs(ctx, time.Second, 100)
+		r, err := c.Logs(t.Context(), time.Second, 100)
 		if err != nil || r.Lines == 0 || r.Bad != 0 || r.MBps <= 0 || r.CPUPerGB <= 0 {
 			t.Errorf("got %+v, %v", r, err)
 		}
 	})
 	t.Run("restart", func(t *testing.T) {
-		r, err := c.Restart(ctx, d, 5)
+		r, err := c.Restart(t.Context(), d, 5)
 		if err != nil || r.Containers != 5 || r.Sandboxes != 5 || !r.ExecWorks || !r.LogGoesOn || !r.SamePIDs || r.Complete < r.FirstList {
 			t.Errorf("got %+v, %v", r, err)
 		}
 	})
-	t.Run("nothing is left", func(t *testing.T) {
-		p, err := c.Start(ctx, "wait")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.RemoveAll(ctx); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Stop(ctx, p, 0); err != nil { // of what is gone
-			t.Error(err)
-		}
-		left, err := os.ReadDir(c.options.LogDir)
-		if err != nil || len(left) != 0 {
-			t.Errorf("logs: %v, %v", left, err)
-		}
-		if m := cgroupDirs(p.config.Linux.CgroupParent); len(m) != 0 {
-			t.Errorf("cgroups: %v", m)
-		}
-	})
+	t.Run("nothing is left", func(t *testing.T) { removed(t, c) })
 	t.Run("a failure leaves nothing", func(t *testing.T) {
 		broken := c.options
 		broken.Handler = "no-such-handler"
 		bad := &Client{options: broken, meter: c.meter, link: c.link, imageID: c.imageID}
-		if _, err := bad.Latency(ctx, 1); err == nil {
+		if _, err := bad.Latency(t.Context(), 1); err == nil {
 			t.Error("a pod of no handler runs")
 		}
-		left, err := os.ReadDir(c.options.LogDir)
-		if err != nil || len(left) != 0 {
-			t.Errorf("logs: %v, %v", left, err)
-		}
+		noLogs(t, c)
 	})
+}
+
+func latency(t *testing.T, c *Client) {
+	r, err := c.Latency(t.Context(), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range Order {
+		if len(r.Steps[step]) != 3 {
+			t.Errorf("%s: got %v, want 3 samples", step, r.Steps[step])
+		}
+	}
+	if r.CPUPerPod <= 0 || r.Steps[stepReady][0] < r.Steps["RunPodSandbox"][0] {
+		t.Errorf("got %+v", r)
+	}
+}
+
+func density(t *testing.T, c *Client) {
+	r, err := c.Density(t.Context(), DensityPlan{Pods: 5, Poll: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, last := r.FirstAndLast()
+	if len(r.Ready) != 5 || len(r.Teardown) != 5 || first <= 0 || last <= 0 || r.PollCPU <= 0 || len(r.Poll["ContainerStatus"]) != 5 || len(r.Poll[stepRound]) != 1 {
+		t.Errorf("got %+v", r)
+	}
+	for _, name := range []string{"cri-runtime", "cri-monitor"} {
+		if r.After[name].Processes != 1 || r.After[name].PSS <= 0 {
+			t.Errorf("%s: got %+v", name, r.After)
+		}
+	}
+	if r.After[Total].PSS != r.After["cri-runtime"].PSS+r.After["cri-monitor"].PSS {
+		t.Errorf("total: got %+v", r.After)
+	}
+}
+
+// removed sees that RemoveAll finds a pod that was forgotten.
+func removed(t *testing.T, c *Client) {
+	p, err := c.Start(t.Context(), "wait")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.RemoveAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Stop(t.Context(), p, 0); err != nil { // of what is gone
+		t.Error(err)
+	}
+	noLogs(t, c)
+	if m := cgroupDirs(p.config.Linux.CgroupParent); len(m) != 0 {
+		t.Errorf("cgroups: %v", m)
+	}
+}
+
+func noLogs(t *testing.T, c *Client) {
+	left, err := os.ReadDir(c.options.LogDir)
+	if err != nil || len(left) != 0 {
+		t.Errorf("logs: %v, %v", left, err)
+	}
 }

@@ -53,6 +53,9 @@ func Dial(ctx context.Context, o Options, m Meter) (*Client, error) {
 	if m == nil {
 		m = nothing{}
 	}
+	if g, ok := m.(Cgroup); ok && g.has(os.Getpid()) {
+		return nil, errors.Join(fmt.Errorf("this process is below %q, whose CPU time is to be the runtime's", g.Dirs), l.conn.Close())
+	}
 	c := &Client{options: o, meter: m, link: l}
 	if c.imageID, err = c.image(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())

@@ -63,7 +63,28 @@ func cgroupCPU(dir string) (time.Duration, error) {
 
 // Processes are the runtime's, by program.
 func (c Cgroup) Processes() (map[string][]int, error) {
+	all, err := c.pids()
+	if err != nil {
+		return nil, err
+	}
 	found := map[string][]int{}
+	for _, pid := range all {
+		if name := program(pid); slices.Contains(c.Programs, name) {
+			found[name] = append(found[name], pid)
+		}
+	}
+	return found, nil
+}
+
+// has tells whether a process is in there.
+func (c Cgroup) has(pid int) bool {
+	all, err := c.pids()
+	return err == nil && slices.Contains(all, pid)
+}
+
+// pids are all processes in there.
+func (c Cgroup) pids() ([]int, error) {
+	var all []int
 	for _, root := range c.Dirs {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.Name() != "cgroup.procs" {
@@ -71,9 +92,8 @@ func (c Cgroup) Processes() (map[string][]int, error) {
 			}
 			body, err := os.ReadFile(path)
 			for field := range strings.FieldsSeq(string(body)) {
-				pid, err := strconv.Atoi(field)
-				if name := program(pid); err == nil && slices.Contains(c.Programs, name) && !slices.Contains(found[name], pid) {
-					found[name] = append(found[name], pid)
+				if pid, err := strconv.Atoi(field); err == nil {
+					all = append(all, pid)
 				}
 			}
 			return ignoreGone(err)
@@ -82,7 +102,8 @@ func (c Cgroup) Processes() (map[string][]int, error) {
 			return nil, fmt.Errorf("look for processes: %w", err)
 		}
 	}
-	return found, nil
+	slices.Sort(all)
+	return slices.Compact(all), nil
 }
 
 // ignoreGone passes over cgroups of pods that end meanwhile.

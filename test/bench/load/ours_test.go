@@ -123,6 +123,11 @@ func TestOurs(t *testing.T) {
 			t.Errorf("got %+v, %v", r, err)
 		}
 	})
+	t.Run("a client in the runtime's cgroup", func(t *testing.T) {
+		if _, err := Dial(t.Context(), c.options, Cgroup{Dirs: []string{filepath.Join(c.meter.(Cgroup).Dirs[0], "..")}}); err == nil {
+			t.Error("its own CPU time would count")
+		}
+	})
 	t.Run("nothing is left", func(t *testing.T) { removed(t, c) })
 	t.Run("a failure leaves nothing", func(t *testing.T) {
 		broken := c.options

@@ -24,8 +24,9 @@ func Pin(dir string, s Spec) (_ map[Kind]string, err error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("pin namespaces: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("pin namespaces: %w", err)
+	// The parent is there but for the first time.
+	if err := unix.Mkdir(dir, 0o700); err != nil && os.MkdirAll(dir, 0o700) != nil {
+		return nil, fmt.Errorf("pin namespaces: make %s: %w", dir, err)
 	}
 	defer func() {
 		if err != nil {
@@ -44,7 +45,7 @@ func Pin(dir string, s Spec) (_ map[Kind]string, err error) {
 	if s.User != nil {
 		return out, s.pinChild(out)
 	}
-	return out, thread.Throwaway(func() error {
+	return out, visit(s.kinds(), func() error {
 		if err := unix.Unshare(s.flags()); err != nil {
 			return fmt.Errorf("make namespaces: %w", err)
 		}
@@ -73,6 +74,7 @@ func (s Spec) pinChild(out map[Kind]string) error {
 	if !s.UTS && len(s.Sysctls) == 0 {
 		return nil
 	}
+	// Sysctls may change the thread's user, too: it is not used again.
 	return thread.Throwaway(func() error {
 		for _, k := range []Kind{Net, IPC, UTS} {
 			if path, ok := out[k]; ok {
@@ -143,15 +145,21 @@ func (s Spec) flags() (flags int) {
 	return flags
 }
 
+// kinds are those that visit can return from.
+func (s Spec) kinds() (kinds []Kind) {
+	for _, k := range []Kind{Net, IPC, UTS} {
+		if s.wants(k) {
+			kinds = append(kinds, k)
+		}
+	}
+	return kinds
+}
+
 // bind puts the namespaces that src, a process's ns directory, shows on their files.
 func bind(src string, out map[Kind]string) error {
 	for k, path := range out {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o600)
-		if err != nil {
-			return fmt.Errorf("pin %s namespace: %w", k, err)
-		}
-		if err := f.Close(); err != nil {
-			return fmt.Errorf("pin %s namespace: %w", k, err)
+		if err := unix.Mknod(path, unix.S_IFREG|0o600, 0); err != nil && err != unix.EEXIST {
+			return fmt.Errorf("pin %s namespace: make %s: %w", k, path, err)
 		}
 		if err := unix.Mount(src+"/"+string(k), path, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("pin %s namespace on %s: %w", k, path, err)
@@ -170,30 +178,31 @@ func Unpin(dir string) error {
 			errs = append(errs, fmt.Errorf("unpin %s: %w", path, err))
 		}
 	}
-	err := os.Remove(dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
-		errs = append(errs, fmt.Errorf("unpin: %w", err))
+	if err := unix.Rmdir(dir); err != nil && err != unix.ENOENT && err != unix.ENOTEMPTY {
+		errs = append(errs, fmt.Errorf("unpin: remove %s: %w", dir, err))
 	}
 	return errors.Join(errs...)
 }
 
-// unpin unmounts until nothing is left: a crash between two Pin calls on one
-// directory stacks the mounts.
+// unpin unmounts until nothing is left: a crash between two Pin calls on one directory
+// stacks the mounts. The file can be deleted when it is no mount point any more, so the
+// second question is only asked where there are two.
 func unpin(path string) error {
 	for {
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err == unix.EINVAL { // not a mount point
-			break
-		}
 		if err == unix.ENOENT {
 			return nil
 		}
-		if err != nil {
+		mounted := err == nil
+		if err != nil && err != unix.EINVAL { // EINVAL: not a mount point
 			return err
 		}
+		err = unix.Unlink(path)
+		if err == nil || err == unix.ENOENT {
+			return nil
+		}
+		if err != unix.EBUSY || !mounted {
+			return fmt.Errorf("delete: %w", err)
+		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
 }

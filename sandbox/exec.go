@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -110,7 +111,7 @@ func (s *Service) startExec(ctx context.Context, c *container, q ExecRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	rs, err := s.readSpec(c.id)
+	rs, err := s.specs.get(c.id, s.readSpec)
 	if err != nil {
 		return nil, err
 	}
@@ -167,21 +168,32 @@ func (x *execution) streams(q ExecRequest) (runtime.Stdio, error) {
 	}
 	var err error
 	if q.Stdin != nil {
-		if theirs.Stdin, x.in, err = os.Pipe(); err != nil {
-			return theirs, fmt.Errorf("make pipe: %w", err)
+		if theirs.Stdin, x.in, err = pipe(1); err != nil {
+			return theirs, err
 		}
 	}
-	if x.out, theirs.Stdout, err = os.Pipe(); err != nil {
-		return theirs, fmt.Errorf("make pipe: %w", err)
+	if x.out, theirs.Stdout, err = pipe(0); err != nil {
+		return theirs, err
 	}
-	if x.err, theirs.Stderr, err = os.Pipe(); err != nil {
-		return theirs, fmt.Errorf("make pipe: %w", err)
-	}
-	return theirs, nil
+	x.err, theirs.Stderr, err = pipe(0)
+	return theirs, err
 }
 
-// connect begins to copy the streams and to follow the client's terminal size.
-func (x *execution) connect(q ExecRequest, copies *sync.WaitGroup) (stop func()) {
+// pipe is os.Pipe, of which only one end, ours, is known to the runtime's poller.
+func pipe(ours int) (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("make pipe: %w", err)
+	}
+	if err := unix.SetNonblock(fds[ours], true); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make pipe: %w", err), unix.Close(fds[0]), unix.Close(fds[1]))
+	}
+	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe"), nil
+}
+
+// connect begins to copy the streams and to follow the client's terminal size. copied is
+// closed when what the command prints has ended.
+func (x *execution) connect(q ExecRequest) (copied <-chan struct{}, stop func()) {
 	var stops []func()
 	in := x.in
 	if x.tty {
@@ -194,26 +206,44 @@ func (x *execution) connect(q ExecRequest, copies *sync.WaitGroup) (stop func())
 			}
 		}))
 	}
-	for from, to := range map[*os.File]io.Writer{x.out: q.Stdout, x.err: q.Stderr} {
-		if from != nil {
-			copies.Go(func() { copyOut(to, from) })
+	all := make(chan struct{})
+	left := new(atomic.Int32)
+	left.Store(1)
+	done := func() {
+		if left.Add(-1) == 0 {
+			close(all)
 		}
 	}
+	var copies sync.WaitGroup // they end with the stream, or with the client's
+	x.outputs(q, func(from *os.File, to io.Writer) {
+		left.Add(1)
+		copies.Go(func() { defer done(); copyOut(to, from) })
+	})
+	done()
 	if q.Resize != nil {
 		stops = append(stops, follow(q.Resize, func(sz TerminalSize) { _ = x.service.Streams.Resize(x.id, sz.Width, sz.Height) }))
 	}
-	return func() {
+	return all, func() {
 		for _, stop := range stops {
 			stop()
 		}
 	}
 }
 
+// outputs calls do for each stream that the command prints to.
+func (x *execution) outputs(q ExecRequest, do func(from *os.File, to io.Writer)) {
+	if x.out != nil {
+		do(x.out, q.Stdout)
+	}
+	if x.err != nil {
+		do(x.err, q.Stderr)
+	}
+}
+
 // wait copies the streams until the command has ended and what it wrote is read.
 func (x *execution) wait(ctx context.Context, q ExecRequest) (code int32, err error) {
 	defer func() { err = errors.Join(err, x.close(ctx)) }()
-	var copies sync.WaitGroup
-	stop := x.connect(q, &copies)
+	copied, stop := x.connect(q)
 	defer stop()
 	select {
 	case <-x.done:
@@ -221,23 +251,15 @@ func (x *execution) wait(ctx context.Context, q ExecRequest) (code int32, err er
 		return 0, context.Cause(ctx)
 	}
 	// Whoever still holds a stream is a stray: what it has written so far is read.
-	deadline := time.Now().Add(strayGrace)
-	for _, f := range []*os.File{x.out, x.err} {
-		if f != nil {
-			_ = f.SetReadDeadline(deadline)
+	if !closed(copied) {
+		deadline := time.Now().Add(strayGrace)
+		x.outputs(q, func(from *os.File, _ io.Writer) { _ = from.SetReadDeadline(deadline) })
+		select {
+		case <-copied:
+		case <-ctx.Done(): // the client neither reads nor goes
+			return 0, context.Cause(ctx)
 		}
-	}
-	all := make(chan struct{})
-	go func() { copies.Wait(); close(all) }() // ends with the client's stream
-	select {
-	case <-all:
-	case <-ctx.Done(): // the client neither reads nor goes
-		return 0, context.Cause(ctx)
-	}
-	for from, to := range map[*os.File]io.Writer{x.out: q.Stdout, x.err: q.Stderr} {
-		if from != nil {
-			copyRest(to, from)
-		}
+		x.outputs(q, func(from *os.File, to io.Writer) { copyRest(to, from) })
 	}
 	e, ok := x.service.Processes.Exit(x.id)
 	if !ok || !e.Known {
@@ -246,13 +268,26 @@ func (x *execution) wait(ctx context.Context, q ExecRequest) (code int32, err er
 	return e.Code, nil
 }
 
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
 // close kills what is left of the session and forgets it.
 func (x *execution) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
 	closeAll(x.in, x.out, x.err)
 	var errs []error
-	errs = append(errs, x.group.Kill(ctx))
+	// Most commands leave nothing behind: then the cgroup goes at once.
+	removed := x.done != nil && closed(x.done) && x.group.RemoveEmpty()
+	if !removed {
+		errs = append(errs, x.group.Kill(ctx))
+	}
 	if x.done != nil {
 		select {
 		case <-x.done:
@@ -261,8 +296,9 @@ func (x *execution) close(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("end exec session: %w", ctx.Err()))
 		}
 	}
-	errs = append(errs, x.group.Remove(ctx))
-	x.group.Close()
+	if !removed {
+		errs = append(errs, x.group.Remove(ctx))
+	}
 	return errors.Join(errs...)
 }
 

@@ -22,6 +22,7 @@ type Service struct {
 	flights          flights
 	events           broadcaster
 	recent           recent
+	specs            specCache
 	sweeping         sync.WaitGroup
 	sweepDone        chan struct{} // closed when the leftovers of an earlier life are gone
 	stopSweep        context.CancelFunc

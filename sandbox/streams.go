@@ -9,8 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyBuffer is how much is copied at a time, the size of a pipe.
-const copyBuffer = 64 << 10
+// copyBuffer is how much is copied at a time at most, the size of a pipe. Most commands
+// print little or nothing: a reader begins with firstBuffer.
+const (
+	firstBuffer = 512
+	copyBuffer  = 64 << 10
+)
 
 // copyOut copies until from ends, its deadline passes or the client is gone. After the
 // client is gone it reads on, so that the command is never blocked by it.
@@ -18,7 +22,7 @@ func copyOut(to io.Writer, from io.Reader) {
 	if to == nil {
 		to = io.Discard
 	}
-	buf := make([]byte, copyBuffer)
+	buf := make([]byte, firstBuffer)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
@@ -28,6 +32,9 @@ func copyOut(to io.Writer, from io.Reader) {
 		}
 		if err != nil {
 			return // EOF, EIO of a terminal whose last process has gone, or the deadline
+		}
+		if n == len(buf) && n < copyBuffer {
+			buf = make([]byte, min(8*n, copyBuffer))
 		}
 	}
 }

@@ -173,6 +173,9 @@ func TestExecGroup(t *testing.T) {
 		if err != nil || !strings.Contains(string(b), "/c/exec-1") {
 			t.Errorf("cgroup of the session: got %s, %v", b, err)
 		}
+		if x.RemoveEmpty() {
+			t.Error("RemoveEmpty: three processes were in it")
+		}
 		if err := x.Kill(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -188,6 +191,9 @@ func TestExecGroup(t *testing.T) {
 		// A forgotten session does not hold up the container's removal.
 		if _, err := g.Exec("exec-2"); err != nil {
 			t.Fatal(err)
+		}
+		if y, err := g.Exec("exec-3"); err != nil || !y.RemoveEmpty() || len(pids(t, g)) != 1 {
+			t.Errorf("remove an empty session, %v: it is there, or its container is not", err)
 		}
 	})
 }

@@ -325,6 +325,21 @@ func (g *Group) Remove(ctx context.Context) error {
 	return nil
 }
 
+// RemoveEmpty removes the cgroup if no process and no cgroup is in it, and tells whether it
+// is gone.
+func (g *Group) RemoveEmpty() bool {
+	g.Close()
+	for _, m := range g.members {
+		if !m.own {
+			continue
+		}
+		if err := unix.Rmdir(m.path); err != nil && err != unix.ENOENT {
+			return false
+		}
+	}
+	return true
+}
+
 func removeTree(ctx context.Context, m member) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		err := removeOnce(m.path)

@@ -35,6 +35,16 @@ func encodeContainer(c *sandbox.ContainerView) *pb.Container {
 	}
 }
 
+// encodeContainerAttributes makes what goes with a container's statistics.
+func encodeContainerAttributes(c *sandbox.ContainerView) *pb.ContainerAttributes {
+	return &pb.ContainerAttributes{
+		Id:          string(c.ID),
+		Metadata:    encodeContainerMetadata(c.Config.Metadata),
+		Labels:      c.Config.Labels,
+		Annotations: c.Config.Annotations,
+	}
+}
+
 // encodeContainerStatus fills everything: the kubelet refuses a status without id,
 // name, creation time, image or image_ref, and its image collection reads the mounts.
 func encodeContainerStatus(c *sandbox.ContainerView) *pb.ContainerStatus {

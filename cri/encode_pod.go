@@ -25,6 +25,16 @@ func encodePod(p *sandbox.PodView) *pb.PodSandbox {
 	}
 }
 
+// encodePodAttributes makes what goes with a pod's statistics.
+func encodePodAttributes(p *sandbox.PodView) *pb.PodSandboxAttributes {
+	return &pb.PodSandboxAttributes{
+		Id:          string(p.ID),
+		Metadata:    encodePodMetadata(p.Config.Metadata),
+		Labels:      p.Config.Labels,
+		Annotations: p.Config.Annotations,
+	}
+}
+
 // encodePodStatus makes the status. The kubelet makes a new pod when a pod with its own
 // network has no IP here, and checks the network mode against the pod's.
 func encodePodStatus(p *sandbox.PodView) *pb.PodSandboxStatus {
@@ -83,7 +93,7 @@ func encodeEvent(e sandbox.Event) *pb.ContainerEventResponse {
 		ContainerId:        string(e.Container),
 		ContainerEventType: pb.ContainerEventType(e.Kind),
 		CreatedAt:          nanos(e.At),
-		PodSandboxStatus:   encodePodStatus(e.Pod),
-		ContainersStatuses: convert(e.Containers, encodeContainerStatus),
+		PodSandboxStatus:   partsOfPod(e.Pod).status,
+		ContainersStatuses: convert(e.Containers, containerStatus),
 	}
 }

@@ -11,15 +11,10 @@ import (
 func encodeContainerStats(s sandbox.ContainerStats) *pb.ContainerStats {
 	c, at := s.Container, nanos(s.Stats.At)
 	out := &pb.ContainerStats{
-		Attributes: &pb.ContainerAttributes{
-			Id:          string(c.ID),
-			Metadata:    encodeContainerMetadata(c.Config.Metadata),
-			Labels:      c.Config.Labels,
-			Annotations: c.Config.Annotations,
-		},
-		Cpu:    encodeCPU(at, s.Stats.CPU),
-		Memory: encodeMemory(at, s.Stats.Memory),
-		Io:     encodeIO(at, s.Stats.IO),
+		Attributes: partsOfContainer(c).attributes,
+		Cpu:        encodeCPU(at, s.Stats.CPU),
+		Memory:     encodeMemory(at, s.Stats.Memory),
+		Io:         encodeIO(at, s.Stats.IO),
 	}
 	if w := s.Rootfs; !w.At.IsZero() {
 		out.WritableLayer = encodeFilesystem(w.At, w.Mountpoint, w.Bytes, w.Inodes)
@@ -35,12 +30,7 @@ func encodeContainerStats(s sandbox.ContainerStats) *pb.ContainerStats {
 func encodePodStats(s sandbox.PodStats) *pb.PodSandboxStats {
 	at := nanos(s.Stats.At)
 	return &pb.PodSandboxStats{
-		Attributes: &pb.PodSandboxAttributes{
-			Id:          string(s.Pod.ID),
-			Metadata:    encodePodMetadata(s.Pod.Config.Metadata),
-			Labels:      s.Pod.Config.Labels,
-			Annotations: s.Pod.Config.Annotations,
-		},
+		Attributes: partsOfPod(s.Pod).attributes,
 		Linux: &pb.LinuxPodSandboxStats{
 			Cpu:        encodeCPU(at, s.Stats.CPU),
 			Memory:     encodeMemory(at, s.Stats.Memory),

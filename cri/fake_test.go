@@ -75,7 +75,7 @@ func (f *fakeRuntime) StopPod(_ context.Context, id sandbox.ID) error {
 	defer f.mu.Unlock()
 	if p := f.pods[id]; p != nil {
 		stopped := *p
-		stopped.State = sandbox.PodNotReady
+		stopped.State, stopped.Memo = sandbox.PodNotReady, sandbox.Memo{}
 		f.pods[id] = &stopped
 	}
 	return nil
@@ -162,6 +162,7 @@ func (f *fakeRuntime) set(id sandbox.ID, change func(*sandbox.ContainerView)) {
 	defer f.mu.Unlock()
 	if c := f.containers[id]; c != nil {
 		d := *c
+		d.Memo = sandbox.Memo{}
 		change(&d)
 		f.containers[id] = &d
 	}

@@ -18,36 +18,67 @@ import (
 // interceptor is around every call: it gives it a logger, maps its error, logs its end
 // once, and keeps a panic from ending the runtime of a whole node.
 type interceptor struct {
-	log    klog.Logger
-	parent func(ctx context.Context, header func(name string) []string) context.Context // nil: none
+	log     klog.Logger
+	parent  func(ctx context.Context, header func(name string) []string) context.Context // nil: none
+	methods map[string]method                                                            // by full name
+}
+
+// method is what calls of one method have in common. It is made ahead: a kubelet asks
+// hundreds of times a second.
+type method struct {
+	name string
+	log  klog.Logger
+	ends int // level at which ends without an error are logged
+}
+
+func newMethod(log klog.Logger, full string) method {
+	name := path.Base(full)
+	return method{name, log.WithValues("method", name), levelOf(name)}
+}
+
+// newInterceptor makes one for the methods of the services.
+func newInterceptor(d *Deps, log klog.Logger, services ...*grpc.ServiceDesc) interceptor {
+	i := interceptor{log, d.Parent, map[string]method{}}
+	for _, s := range services {
+		for _, m := range s.Methods {
+			full := "/" + s.ServiceName + "/" + m.MethodName
+			i.methods[full] = newMethod(log, full)
+		}
+		for _, m := range s.Streams {
+			full := "/" + s.ServiceName + "/" + m.StreamName
+			i.methods[full] = newMethod(log, full)
+		}
+	}
+	return i
 }
 
 func (i interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
-	log := i.log.WithValues("method", path.Base(info.FullMethod))
-	defer i.finish(log, path.Base(info.FullMethod), time.Now(), &err)
+	m := i.methods[info.FullMethod]
+	defer m.finish(time.Now(), &err)
 	if i.parent != nil {
 		md, _ := metadata.FromIncomingContext(ctx)
 		ctx = i.parent(ctx, md.Get)
 	}
-	return next(klog.NewContext(ctx, log), req)
+	return next(klog.NewContext(ctx, m.log), req)
 }
 
 func (i interceptor) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
-	log := i.log.WithValues("method", path.Base(info.FullMethod))
-	defer i.finish(log, path.Base(info.FullMethod), time.Now(), &err)
-	return next(srv, loggedStream{ss, log})
+	m := i.methods[info.FullMethod]
+	defer m.finish(time.Now(), &err)
+	return next(srv, loggedStream{ss, m.log})
 }
 
 // finish must be deferred itself: recover works only there. Requests and replies are
 // never logged, they hold credentials and environments.
-func (interceptor) finish(log klog.Logger, method string, start time.Time, err *error) {
+func (m method) finish(start time.Time, err *error) {
 	if p := recover(); p != nil {
-		log.Error(fmt.Errorf("panic: %v", p), "handler panicked", "stack", string(debug.Stack()))
-		*err = status.Errorf(codes.Internal, "%s: internal defect, see the log of cri-runtime: %v", method, p)
+		m.log.Error(fmt.Errorf("panic: %v", p), "handler panicked", "stack", string(debug.Stack()))
+		*err = status.Errorf(codes.Internal, "%s: internal defect, see the log of cri-runtime: %v", m.name, p)
 	}
-	took := time.Since(start)
 	if *err == nil {
-		log.V(levelOf(method)).Info("call done", "took", took)
+		if log := m.log.V(m.ends); log.Enabled() {
+			log.Info("call done", "took", time.Since(start))
+		}
 		return
 	}
 	*err = toStatus(*err)
@@ -56,7 +87,7 @@ func (interceptor) finish(log klog.Logger, method string, start time.Time, err *
 	if c := s.Code(); c == codes.NotFound || c == codes.Canceled || c == codes.Unimplemented {
 		v = 2 // everyday: polls of what is gone, kubelets that leave, feature probes
 	}
-	log.V(v).Info("call failed", "code", s.Code().String(), "err", s.Message(), "took", took)
+	m.log.V(v).Info("call failed", "code", s.Code().String(), "err", s.Message(), "took", time.Since(start))
 }
 
 // levelOf keeps what a kubelet asks every second out of the way.

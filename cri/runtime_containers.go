@@ -58,7 +58,7 @@ func (s *runtimeService) ContainerStatus(ctx context.Context, r *pb.ContainerSta
 	if err != nil {
 		return nil, err
 	}
-	out := &pb.ContainerStatusResponse{Status: encodeContainerStatus(c)}
+	out := &pb.ContainerStatusResponse{Status: containerStatus(c)}
 	if r.GetVerbose() {
 		info, err := s.deps.Runtime.ContainerInfo(ctx, c.ID)
 		if err != nil {
@@ -77,7 +77,7 @@ func (s *runtimeService) containers(f *pb.ContainerFilter) ([]*pb.Container, err
 	if err != nil {
 		return nil, err
 	}
-	return convert(s.deps.Runtime.Containers(filter), encodeContainer), nil
+	return convert(s.deps.Runtime.Containers(filter), containerItem), nil
 }
 
 func (s *runtimeService) ListContainers(_ context.Context, r *pb.ListContainersRequest) (*pb.ListContainersResponse, error) {

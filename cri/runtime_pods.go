@@ -49,8 +49,8 @@ func (s *runtimeService) PodSandboxStatus(ctx context.Context, r *pb.PodSandboxS
 		return nil, err
 	}
 	out := &pb.PodSandboxStatusResponse{
-		Status:             encodePodStatus(pod),
-		ContainersStatuses: convert(s.deps.Runtime.Containers(sandbox.ContainerFilter{Pod: pod.ID}), encodeContainerStatus),
+		Status:             partsOfPod(pod).status,
+		ContainersStatuses: convert(s.deps.Runtime.Containers(sandbox.ContainerFilter{Pod: pod.ID}), containerStatus),
 		Timestamp:          nanos(now),
 	}
 	if r.GetVerbose() {
@@ -71,7 +71,7 @@ func (s *runtimeService) pods(f *pb.PodSandboxFilter) ([]*pb.PodSandbox, error) 
 	if err != nil {
 		return nil, err
 	}
-	return convert(s.deps.Runtime.Pods(filter), encodePod), nil
+	return convert(s.deps.Runtime.Pods(filter), podItem), nil
 }
 
 func (s *runtimeService) ListPodSandbox(_ context.Context, r *pb.ListPodSandboxRequest) (*pb.ListPodSandboxResponse, error) {

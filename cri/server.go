@@ -21,6 +21,13 @@ const maxRequest = 16<<20 + 64<<10
 // defaultGrace is how long calls under way may take when the daemon ends.
 const defaultGrace = 5 * time.Second
 
+const (
+	// window is how many bytes a client may send ahead: more than any usual request has.
+	window = 1 << 20
+	// workers is how many calls a kubelet makes at a time as a rule.
+	workers = 4
+)
+
 // Server serves CRI on a listener.
 type Server struct{ deps Deps }
 
@@ -45,9 +52,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve streams: %w", err)
 	}
 	log := klog.FromContext(ctx)
-	guard := interceptor{log, s.deps.Parent}
+	guard := newInterceptor(&s.deps, log, &pb.RuntimeService_ServiceDesc, &pb.ImageService_ServiceDesc)
 	srv := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequest),
+		// Windows of a fixed size: to find one by itself, the server would send a ping for
+		// nearly each request and wait for the answer, on a socket that has no latency.
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
+		// Goroutines that stay keep the stacks that they have grown. Calls that find none
+		// of them free get one of their own.
+		grpc.NumStreamWorkers(workers),
 		grpc.UnaryInterceptor(guard.unary),
 		grpc.StreamInterceptor(guard.stream),
 	)

@@ -79,7 +79,7 @@ func startAdmin(t *testing.T) (*fakeStore, string) {
 	ctx, stop := context.WithCancel(t.Context())
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		if err := admin.New(admin.Deps{Images: f, Archives: f, Keeper: f}).Serve(ctx, l); err != nil {
+		if err := admin.New(admin.Deps{Images: f, Archives: f, Keeper: f, Traces: fakeTraces(testTraces())}).Serve(ctx, l); err != nil {
 			t.Error(err)
 		}
 	})

@@ -130,7 +130,7 @@ func (s *section) add(op admin.TraceOp) {
 		at += step.Took
 	}
 	if op.FirstLog != nil {
-		s.put(traceRow{label: "first log line", kind: rowMark, at: op.FirstLog.Sub(s.begun)})
+		s.put(traceRow{label: "first log line at", kind: rowMark, at: op.FirstLog.Sub(s.begun)})
 	}
 }
 
@@ -221,12 +221,17 @@ func traceBars(t *admin.Trace, width int) []string {
 		for _, r := range s.rows {
 			labels = max(labels, len(r.label)+2)
 		}
-		labels = min(labels, width/labelShare)
+		share := width / labelShare
+		if width < narrowTrace {
+			share = max(width-tookWidth-1, 1)
+		}
+		labels = min(labels, share)
 		room := width - labels - tookWidth - 4
 		if width < narrowTrace {
 			room = 0
 		}
-		lines = append(lines, "", fmt.Sprintf("%-*s %*s  %s", labels, s.begun.Local().Format("15:04:05.000"), tookWidth, "", axis(s.span, room)))
+		head := fmt.Sprintf("%-*s %*s  %s", labels, s.begun.Local().Format("15:04:05.000"), tookWidth, "", axis(s.span, room))
+		lines = append(lines, "", strings.TrimRight(head, " "))
 		for _, r := range s.rows {
 			lines = append(lines, barRow(r, s.span, labels, room)...)
 		}
@@ -241,7 +246,7 @@ func barRow(r traceRow, span time.Duration, labels, room int) []string {
 		label = "  " + label
 	}
 	if r.kind == rowMark {
-		took = ""
+		took = fine(r.at)
 	}
 	label = fit(label, labels+1)
 	line := fmt.Sprintf("%-*s %*s  ", labels, label, tookWidth, took)

@@ -24,9 +24,9 @@ const (
 // svgStyle follows the reader's light or dark setting; the picture has no script and no
 // reference to anything outside.
 const svgStyle = `<style>
-svg{background:#fff}text{fill:#24292f;font:12px sans-serif}.h{font-weight:bold}.n{fill:#57606a}.e{fill:#b3261e}
+.bg{fill:#fff}text{fill:#24292f;font:12px sans-serif}.h{font-weight:bold}.n{fill:#57606a}.e{fill:#b3261e}
 .g{stroke:#d0d7de}.op{fill:#1f5fa8}.step{fill:#7fb2e5}.run{fill:#c77700}.bad{fill:#b3261e}.mark{fill:#1a7f37}
-@media(prefers-color-scheme:dark){svg{background:#0d1117}text{fill:#e6edf3}.n{fill:#9da7b3}.e{fill:#ff8a80}
+@media(prefers-color-scheme:dark){.bg{fill:#0d1117}text{fill:#e6edf3}.n{fill:#9da7b3}.e{fill:#ff8a80}
 .g{stroke:#30363d}.op{fill:#6cb0f5}.step{fill:#2f6da8}.run{fill:#f0a63a}.bad{fill:#ff6b60}.mark{fill:#4ac26b}}
 </style>
 `
@@ -41,7 +41,7 @@ func traceSVG(t *admin.Trace) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d">`+"\n", svgWidth, y+8, svgWidth, y+8)
-	b.WriteString(svgStyle + body.String() + "</svg>\n")
+	b.WriteString(svgStyle + `<rect class="bg" width="100%" height="100%"/>` + "\n" + body.String() + "</svg>\n")
 	return b.String()
 }
 
@@ -85,7 +85,7 @@ func svgBarRow(b *strings.Builder, r traceRow, span time.Duration, y int) {
 	x := svgX(r.at, span)
 	if r.kind == rowMark {
 		fmt.Fprintf(b, `<circle class="mark" cx="%.1f" cy="%d" r="4"/>`+"\n", x, y-4)
-		svgText(b, svgWidth-12, y, `class="n" text-anchor="end"`, "at "+fine(r.at))
+		svgText(b, svgWidth-12, y, `class="n" text-anchor="end"`, fine(r.at))
 		return
 	}
 	width := max(svgX(r.at+r.took, span)-x, 1)

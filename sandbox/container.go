@@ -10,10 +10,12 @@ import (
 	"sync/atomic"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
+	"github.com/cri-runtime/cri-runtime/internal/linux/file"
 )
 
 // container is a container's one writer. Its record is changed only inside the gate.
@@ -28,6 +30,8 @@ type container struct {
 	disk     written[*containerRecord] // inside the gate
 	rootfs   atomic.Pointer[os.File]
 	viewed   atomic.Pointer[ContainerView] // of the record that was last looked at
+	spec     *specs.Spec                   // until the start, if this daemon made it; inside the gate
+	released bool                          // nothing is left of its process; inside the gate
 	usage    sampler
 }
 
@@ -183,8 +187,11 @@ func (s *Service) ContainerInfo(_ context.Context, id ID) (map[string]any, error
 	return info, nil
 }
 
+// specLimit bounds a runtime-spec that is read back: a request has at most 16 MiB.
+const specLimit = 64 << 20
+
 func (s *Service) readSpec(id ID) (*specs.Spec, error) {
-	body, err := os.ReadFile(s.paths.spec(id))
+	body, err := file.Read(s.paths.spec(id), specLimit)
 	if err != nil {
 		return nil, fmt.Errorf("read runtime-spec: %w", err)
 	}
@@ -200,15 +207,27 @@ func (s *Service) writeSpec(id ID, spec *specs.Spec) error {
 	if err != nil {
 		return fmt.Errorf("encode runtime-spec: %w", err)
 	}
-	if err := os.MkdirAll(s.paths.bundle(id), 0o700); err != nil {
+	if err := file.Mkdir(s.paths.bundle(id), 0o700); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
 	}
-	path := s.paths.spec(id)
-	if err := os.WriteFile(path+".new", body, 0o600); err != nil {
+	// The container's record, which comes next, says that the file is whole.
+	if err := file.Write(s.paths.spec(id), body, 0o600); err != nil {
 		return fmt.Errorf("write runtime-spec: %w", err)
 	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return fmt.Errorf("write runtime-spec: %w", err)
+	return nil
+}
+
+// removeBundle deletes what writeSpec has made, or whatever there is.
+func (s *Service) removeBundle(id ID) error {
+	if err := file.Remove(s.paths.spec(id)); err != nil {
+		return fmt.Errorf("remove runtime-spec: %w", err)
+	}
+	err := unix.Rmdir(s.paths.bundle(id))
+	if err == nil || err == unix.ENOENT {
+		return nil
+	}
+	if err := os.RemoveAll(s.paths.bundle(id)); err != nil { // with image volumes
+		return fmt.Errorf("remove bundle: %w", err)
 	}
 	return nil
 }

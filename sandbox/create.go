@@ -158,7 +158,7 @@ func (s *Service) prepare(ctx context.Context, st *stage, c *container, p *pod, 
 	if err := s.writeSpec(c.id, rs); err != nil {
 		return err
 	}
-	r.Args = rs.Process.Args
+	c.spec, r.Args = rs, rs.Process.Args
 	r.Ops = append(s.recent.pullOf(pr, &r), st.end(nil))
 	return s.step(c, r, ctrPrepared)
 }
@@ -268,10 +268,12 @@ func (s *Service) startContainer(ctx context.Context, st *stage, c *container) e
 	return nil
 }
 
-func (s *Service) readStartSpec(c *container) (*specs.Spec, error) {
-	rs, err := s.readSpec(c.id)
-	if err != nil {
-		return nil, err
+// startSpec is the runtime-spec for a start, which may change it.
+func (s *Service) startSpec(c *container) (rs *specs.Spec, err error) {
+	if rs, c.spec = c.spec, nil; rs == nil { // made by an earlier daemon, or for a start that failed
+		if rs, err = s.readSpec(c.id); err != nil {
+			return nil, err
+		}
 	}
 	return rs, c.record().Resources.apply(rs)
 }

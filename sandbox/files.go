@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/linux/file"
 	"github.com/cri-runtime/cri-runtime/internal/linux/mount"
 )
 
@@ -44,16 +45,39 @@ type podFiles struct {
 }
 
 func (s *Service) writeFiles(id ID, f podFiles) error {
-	for name, body := range map[string][]byte{
-		fileHostname: []byte(f.hostname + "\n"), fileHosts: f.hosts, fileResolv: f.resolv,
-	} {
-		path := s.paths.file(id, name)
-		if err := os.WriteFile(path, body, 0o644); err != nil {
-			return fmt.Errorf("write %s: %w", name, err)
+	for _, c := range []struct {
+		name string
+		body []byte
+	}{{fileHostname, []byte(f.hostname + "\n")}, {fileHosts, f.hosts}, {fileResolv, f.resolv}} {
+		path := s.paths.file(id, c.name)
+		if err := file.Write(path, c.body, 0o644); err != nil {
+			return fmt.Errorf("write %s: %w", c.name, err)
+		}
+		if f.owner == 0 {
+			continue // it is so
 		}
 		if err := os.Chown(path, f.owner, f.owner); err != nil {
-			return fmt.Errorf("write %s: %w", name, err)
+			return fmt.Errorf("write %s: %w", c.name, err)
 		}
+	}
+	return nil
+}
+
+// removePodDir deletes what writeFiles and mountShm have made, which is all there is when
+// the namespaces are gone, or else whatever there is.
+func (s *Service) removePodDir(id ID) error {
+	for _, name := range []string{fileHostname, fileHosts, fileResolv} {
+		if err := file.Remove(s.paths.file(id, name)); err != nil {
+			return fmt.Errorf("remove pod's files: %w", err)
+		}
+	}
+	_ = unix.Rmdir(s.paths.file(id, dirShm)) // what is left is seen next
+	err := unix.Rmdir(s.paths.podDir(id))
+	if err == nil || err == unix.ENOENT {
+		return nil
+	}
+	if err := os.RemoveAll(s.paths.podDir(id)); err != nil {
+		return fmt.Errorf("remove pod directory: %w", err)
 	}
 	return nil
 }
@@ -140,7 +164,7 @@ func hostResolvConf() ([]byte, error) {
 // mountShm gives the pod's containers one /dev/shm, as a shared IPC namespace wants.
 func (s *Service) mountShm(id ID) error {
 	dir := s.paths.file(id, dirShm)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := file.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("make /dev/shm: %w", err)
 	}
 	tree, err := mount.New("tmpfs", "shm", []string{"mode=1777", fmt.Sprintf("size=%d", shmSize)}, mount.Attr{NoSuid: true, NoDev: true, NoExec: true})

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"reflect"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/cri-runtime/cri-runtime/cni"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
+	"github.com/cri-runtime/cri-runtime/internal/linux/file"
 	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
 	"github.com/cri-runtime/cri-runtime/oci/runtime"
 )
@@ -64,7 +64,7 @@ func (s *Service) podByMetadata(m Metadata) *pod {
 }
 
 func (s *Service) makePod(ctx context.Context, st *stage, c PodConfig) (ID, error) {
-	r := podRecord{podBase: &podBase{ID: newID(), Config: c, CreatedAt: time.Now()}, podState: podState{Phase: PodCreating}}
+	r := podRecord{podBase: &podBase{ID: newID(), Config: c, CreatedAt: time.Now()}, podState: podState{Phase: PodCreating, NoInit: true}}
 	parent, own := s.podCgroup(c, r.ID)
 	r.Parent = string(parent)
 	if own {
@@ -119,7 +119,7 @@ func (s *Service) setUp(ctx context.Context, p *pod, st *stage) error {
 	if err := makeLogDir(r.Config.LogDirectory); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(s.paths.podDir(p.id), 0o700); err != nil {
+	if err := file.Mkdir(s.paths.podDir(p.id), 0o700); err != nil {
 		return fmt.Errorf("make pod directory: %w", err)
 	}
 	st.enter("make cgroup")
@@ -265,6 +265,10 @@ func (s *Service) podInit(ctx context.Context, p *pod) (process, error) {
 	}
 	if r.Init != nil {
 		return *r.Init, nil
+	}
+	r.NoInit = false
+	if err := s.commitPod(p, r); err != nil {
+		return process{}, err
 	}
 	g, err := s.Cgroups.Create(cgroup.Path(r.Parent).Join(initID(p.id)), cgroup.Resources{})
 	if err != nil {

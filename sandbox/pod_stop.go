@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -105,10 +104,10 @@ func (s *Service) tearDown(ctx context.Context, p *pod) error {
 	if err := s.removeCgroup(ctx, r.Cgroup); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(s.paths.podDir(p.id)); err != nil {
-		return fmt.Errorf("remove pod directory: %w", err)
+	if err := s.removePodDir(p.id); err != nil {
+		return err
 	}
-	r.Init, r.Namespaces = nil, nil
+	r.Init, r.NoInit, r.Namespaces = nil, true, nil
 	return s.stepPodDown(ctx, p, r, podTornDown)
 }
 
@@ -135,6 +134,9 @@ func (s *Service) removeCgroup(ctx context.Context, path string) error {
 
 // endInit kills the pod's init, and with it what is left in its pid namespace.
 func (s *Service) endInit(ctx context.Context, r *podRecord) error {
+	if r.NoInit {
+		return nil
+	}
 	name := initID(r.ID)
 	if done := s.Processes.Done(name); done != nil {
 		if err := s.Processes.Signal(name, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, errdef.ErrNotFound) {

@@ -41,7 +41,9 @@ type podBase struct {
 type podState struct {
 	Phase      Phase
 	Namespaces map[namespace.Kind]string
-	Init       *process        // of the shared pid namespace
+	// NoInit says that there is neither an init of a shared pid namespace nor its cgroup.
+	NoInit     bool
+	Init       *process
 	Attachment *cni.Attachment `json:",omitempty"`
 	Problem    string
 	Ops        []Op `json:",omitempty"` // how it began

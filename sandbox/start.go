@@ -30,7 +30,7 @@ func (s *Service) start(ctx context.Context, st *stage, c *container, p *pod) er
 	if err != nil {
 		return err
 	}
-	rs, err := s.readStartSpec(c)
+	rs, err := s.startSpec(c)
 	if err != nil {
 		return err
 	}

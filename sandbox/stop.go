@@ -215,6 +215,9 @@ func (s *Service) oomKills(r *containerRecord) uint64 {
 // the runtime's bundle and the monitor's record.
 func (s *Service) release(ctx context.Context, c *container) error {
 	r := c.record()
+	if c.released {
+		return nil
+	}
 	c.usage.close()
 	if f := c.rootfs.Swap(nil); f != nil {
 		f.Close()
@@ -230,7 +233,11 @@ func (s *Service) release(ctx context.Context, c *container) error {
 	if c.unsaved {
 		return nil
 	}
-	return s.Processes.Forget(ctx, string(c.id))
+	if err := s.Processes.Forget(ctx, string(c.id)); err != nil {
+		return err
+	}
+	c.released = r.Phase == PhaseExited // else it may be started again
+	return nil
 }
 
 // removeContainer kills what runs, gives everything back and forgets the container.
@@ -270,8 +277,8 @@ func (s *Service) discard(ctx context.Context, c *container) error {
 			return fmt.Errorf("release snapshot %s: %w", key, err)
 		}
 	}
-	if err := os.RemoveAll(s.paths.bundle(c.id)); err != nil {
-		return fmt.Errorf("remove bundle: %w", err)
+	if err := s.removeBundle(c.id); err != nil {
+		return err
 	}
 	if err := s.containerJournal.Remove(string(c.id)); err != nil {
 		return err

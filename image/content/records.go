@@ -8,11 +8,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/linux/file"
 )
 
 // maxRecord bounds a record that is read back: a config of 4 MiB and its names.
@@ -22,6 +26,7 @@ const maxRecord = 16 << 20
 type Records struct {
 	dir     string
 	durable bool
+	next    atomic.Uint64 // for names of temporary files
 }
 
 // OpenRecords opens or makes dir, and removes files of interrupted writes. Durable
@@ -35,11 +40,11 @@ func OpenRecords(dir string, durable bool) (*Records, error) {
 		return nil, fmt.Errorf("list record directory: %w", err)
 	}
 	for _, f := range old {
-		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := file.Remove(f); err != nil {
 			return nil, fmt.Errorf("remove interrupted record: %w", err)
 		}
 	}
-	return &Records{dir, durable}, nil
+	return &Records{dir: dir, durable: durable}, nil
 }
 
 func (r *Records) path(name string) string { return filepath.Join(r.dir, name+".json") }
@@ -86,6 +91,12 @@ func (r *Records) Put(name string, v any) (err error) {
 	if err != nil {
 		return fmt.Errorf("encode record %s: %w", name, err)
 	}
+	if !r.durable {
+		if err := r.replace(name, data); err != nil {
+			return fmt.Errorf("write record %s: %w", name, err)
+		}
+		return nil
+	}
 	f, err := os.CreateTemp(r.dir, ".*.tmp")
 	if err != nil {
 		return fmt.Errorf("write record %s: %w", name, err)
@@ -96,7 +107,7 @@ func (r *Records) Put(name string, v any) (err error) {
 		}
 	}()
 	_, err = f.Write(data)
-	if err == nil && r.durable {
+	if err == nil {
 		err = f.Sync()
 	}
 	if e := f.Close(); err == nil {
@@ -111,12 +122,25 @@ func (r *Records) Put(name string, v any) (err error) {
 	return r.Sync()
 }
 
+// replace is Put for records that the disk need not have. Two may do so at once.
+func (r *Records) replace(name string, data []byte) error {
+	fresh := filepath.Join(r.dir, "."+strconv.FormatUint(r.next.Add(1), 10)+".tmp")
+	err := file.Write(fresh, data, 0o600)
+	if err == nil {
+		err = unix.Rename(fresh, r.path(name))
+	}
+	if err != nil {
+		return errors.Join(err, file.Remove(fresh))
+	}
+	return nil
+}
+
 // Delete removes a record; it is no error when there is none. It waits for no disk, and
 // needs no room on it. Journalling filesystems keep the order of removals: where what the
 // record stood for is removed after it, a power cut may bring back both, never the record
 // alone.
 func (r *Records) Delete(name string) error {
-	if err := ignoreGone(os.Remove(r.path(name))); err != nil {
+	if err := file.Remove(r.path(name)); err != nil {
 		return fmt.Errorf("remove record %s: %w", name, err)
 	}
 	return nil

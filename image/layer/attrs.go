@@ -98,22 +98,3 @@ func (w fdWriter) Write(p []byte) (int, error) {
 	}
 	return n, nil
 }
-
-// MakeDir makes a directory with the given attributes, whatever the umask is.
-func MakeDir(path string, at Attr) error {
-	if err := unix.Mkdir(path, 0o700); err != nil {
-		return fmt.Errorf("make directory %s: %w", path, err)
-	}
-	c, err := openRoot(path)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if err := unix.Fchown(c.root, int(at.UID), int(at.GID)); err != nil {
-		return fmt.Errorf("set owner of %s: %w", path, err)
-	}
-	if err := unix.Fchmod(c.root, at.Mode); err != nil {
-		return fmt.Errorf("set mode of %s: %w", path, err)
-	}
-	return nil
-}

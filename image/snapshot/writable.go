@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cri-runtime/cri-runtime/image/layer"
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
@@ -181,18 +183,31 @@ func (s *Store) makeWritable(sn *snap, q Request) error {
 	at.UID += q.UID
 	at.GID += q.GID
 	dir := s.writeDir(sn.Write)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return fmt.Errorf("make writable layer: %w", err)
-	}
-	if err := os.Mkdir(filepath.Join(dir, "w"), 0o700); err != nil {
-		return fmt.Errorf("make work directory: %w", err)
+	if err := makeDir(dir, layer.Attr{Mode: 0o700}); err != nil {
+		return err
 	}
 	// Overlay makes its own directory inside with the mounter's credentials; the owner
 	// has to be known in the container's user namespace nevertheless.
-	if err := os.Chown(filepath.Join(dir, "w"), int(q.UID), int(q.GID)); err != nil {
-		return fmt.Errorf("make work directory: %w", err)
+	if err := makeDir(filepath.Join(dir, "w"), layer.Attr{Mode: 0o700, UID: q.UID, GID: q.GID}); err != nil {
+		return err
 	}
-	return layer.MakeDir(filepath.Join(dir, "u"), at)
+	return makeDir(filepath.Join(dir, "u"), at)
+}
+
+// makeDir makes a directory below one that is ours alone. Of a new one, mode 0700 and
+// root as its owner are as they should be.
+func makeDir(path string, at layer.Attr) error {
+	err := unix.Mkdir(path, 0o700)
+	if err == nil && at.UID|at.GID != 0 {
+		err = unix.Lchown(path, int(at.UID), int(at.GID))
+	}
+	if err == nil && at.Mode != 0o700 {
+		err = unix.Chmod(path, at.Mode)
+	}
+	if err != nil {
+		return fmt.Errorf("make directory %s of writable layer: %w", path, err)
+	}
+	return nil
 }
 
 // visible are the layers of a snapshot that can be seen, top first.

@@ -130,11 +130,11 @@ func (o Overlay) lowers(cloned bool) (_ []*os.File, err error) {
 	}()
 	for _, dir := range o.Lower {
 		if !cloned && o.IDMap == nil {
-			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			f, err := openDir(dir)
 			if err != nil {
-				return out, fmt.Errorf("open layer %s: %w", dir, err)
+				return out, fmt.Errorf("open layer: %w", err)
 			}
-			out = append(out, os.NewFile(uintptr(fd), dir))
+			out = append(out, f)
 			continue
 		}
 		f, err := Clone(dir, false)
@@ -149,6 +149,15 @@ func (o Overlay) lowers(cloned bool) (_ []*os.File, err error) {
 		}
 	}
 	return out, nil
+}
+
+// openDir is os.OpenFile without asking the poller, which has no use for O_PATH.
+func openDir(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 func closeAll(files []*os.File) {
@@ -174,7 +183,7 @@ func (o Overlay) detached() (*os.File, error) {
 	}
 	if o.Upper != "" {
 		for _, d := range []struct{ key, dir string }{{"upperdir", o.Upper}, {"workdir", o.Work}} {
-			f, err := os.OpenFile(d.dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+			f, err := openDir(d.dir)
 			if err != nil {
 				return nil, fmt.Errorf("open %s: %w", d.key, err)
 			}
@@ -250,7 +259,7 @@ func (o Overlay) inScratch(lowers []*os.File) (*os.File, error) {
 	if o.Upper != "" {
 		// Opened here, so that they are on this namespace's mounts.
 		for _, d := range []struct{ key, dir string }{{"upperdir", o.Upper}, {"workdir", o.Work}} {
-			f, err := os.OpenFile(d.dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+			f, err := openDir(d.dir)
 			if err != nil {
 				return nil, fmt.Errorf("open %s: %w", d.key, err)
 			}

@@ -50,18 +50,13 @@ func figures() (all []figure) {
 				return s.Latency.Steps
 			}, step)})
 		}
-		all = append(all, figure{phase: phase, name: "CPU per pod life", unit: "ms", said: true, of: func(s sample) (float64, bool) {
-			if s.Latency == nil || s.Latency.CPUPerPod == 0 {
-				return 0, false
-			}
-			return s.Latency.CPUPerPod, true
-		}})
+		all = append(all, figure{phase: phase, name: "CPU per pod life", unit: "ms", said: true, of: metered(of(func(s sample) *load.Latency { return s.Latency }, func(l load.Latency) float64 { return l.CPUPerPod }))})
 	}
 	all = append(all,
 		figure{phase: "throughput", name: "pods started per second", more: true, said: true, of: ofThroughput(func(t load.Throughput) float64 { return t.StartsPerSecond })},
 		figure{phase: "throughput", name: "pods removed per second", more: true, of: ofThroughput(func(t load.Throughput) float64 { return t.StopsPerSecond })},
-		figure{phase: "throughput", name: "CPU per start", unit: "ms", of: ofThroughput(func(t load.Throughput) float64 { return t.CPUPerStart })},
-		figure{phase: "throughput", name: "CPU per removal", unit: "ms", of: ofThroughput(func(t load.Throughput) float64 { return t.CPUPerStop })},
+		figure{phase: "throughput", name: "CPU per start", unit: "ms", of: metered(ofThroughput(func(t load.Throughput) float64 { return t.CPUPerStart }))},
+		figure{phase: "throughput", name: "CPU per removal", unit: "ms", of: metered(ofThroughput(func(t load.Throughput) float64 { return t.CPUPerStop }))},
 		figure{phase: "throughput", name: "Ready", unit: "ms", of: median(func(s sample) load.Steps {
 			if s.Throughput == nil {
 				return nil
@@ -75,11 +70,11 @@ func figures() (all []figure) {
 	all = append(all,
 		figure{phase: "exec", name: "one after the other", unit: "ms", said: true, of: ofExec(func(e load.Exec) float64 { return e.Serial.At(0.5) })},
 		figure{phase: "exec", name: "one after the other, p95", unit: "ms", of: ofExec(func(e load.Exec) float64 { return e.Serial.At(0.95) })},
-		figure{phase: "exec", name: "CPU per exec", unit: "ms", of: ofExec(func(e load.Exec) float64 { return e.CPUPerExec })},
+		figure{phase: "exec", name: "CPU per exec", unit: "ms", of: metered(ofExec(func(e load.Exec) float64 { return e.CPUPerExec }))},
 		figure{phase: "exec", name: "in parallel", unit: "ms", of: ofExec(func(e load.Exec) float64 { return e.Parallel.At(0.5) })},
 		figure{phase: "exec", name: "in parallel, per second", more: true, said: true, of: ofExec(func(e load.Exec) float64 { return e.PerSecond })},
 		figure{phase: "logs", name: "MB per second", more: true, said: true, of: ofLogs(func(l load.Logs) float64 { return l.MBps })},
-		figure{phase: "logs", name: "CPU per GB", unit: "s", said: true, of: ofLogs(func(l load.Logs) float64 { return l.CPUPerGB })},
+		figure{phase: "logs", name: "CPU per GB", unit: "s", said: true, of: metered(ofLogs(func(l load.Logs) float64 { return l.CPUPerGB }))},
 		figure{phase: "logs", name: "lines lost, torn or out of order", of: ofLogs(func(l load.Logs) float64 { return float64(l.Bad) })},
 		figure{phase: "logs", name: "lines split", unit: "%", of: ofLogs(func(l load.Logs) float64 { return 100 * float64(l.Partial) / float64(max(1, l.Lines)) })},
 	)
@@ -104,7 +99,7 @@ func densityFigures(phase string) (all []figure) {
 			first, last := d.FirstAndLast()
 			return last / first
 		})},
-		{phase: phase, name: "CPU per start", unit: "ms", of: ofDensity(func(d load.Density) float64 { return d.CPUPerPod })},
+		{phase: phase, name: "CPU per start", unit: "ms", of: metered(ofDensity(func(d load.Density) float64 { return d.CPUPerPod }))},
 		{phase: phase, name: "PSS per pod", unit: "KiB", said: true, of: ofMemory(func(m load.Memory) int64 { return m.PSS })},
 		{phase: phase, name: "private dirty per pod", unit: "KiB", of: ofMemory(func(m load.Memory) int64 { return m.PrivateDirty })},
 		{phase: phase, name: "processes per pod", of: ofMemory(func(m load.Memory) int64 { return int64(m.Processes) })},
@@ -141,6 +136,14 @@ func of[T any](part func(sample) *T, f func(T) float64) func(sample) (float64, b
 			return 0, false
 		}
 		return f(*v), true
+	}
+}
+
+// metered is a figure of CPU: work takes some, and 0 means that nobody measured.
+func metered(f func(sample) (float64, bool)) func(sample) (float64, bool) {
+	return func(s sample) (float64, bool) {
+		v, ok := f(s)
+		return v, ok && v > 0
 	}
 }
 

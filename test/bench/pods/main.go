@@ -156,13 +156,8 @@ func outside(ctx context.Context, o options) (err error) {
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return fmt.Errorf("make output directory: %w", err)
 	}
-	logs, err := os.MkdirTemp("/dev/shm", "cri-bench.")
-	if err != nil {
-		return fmt.Errorf("make log directory on a tmpfs: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(logs)) }()
 	if len(o.Peers) > 0 {
-		registry, err := stage.StartRegistry(ctx, stage.Cgroup{}, set.Dir, filepath.Join(logs, "registry.log"))
+		registry, err := stage.StartRegistry(ctx, stage.Cgroup{}, set.Dir, os.DevNull)
 		if err != nil {
 			return err
 		}
@@ -174,7 +169,7 @@ func outside(ctx context.Context, o options) (err error) {
 	}
 	defer remove()
 	return stage.Outside(ctx, o.Disk, func(w stage.Work) any {
-		return setting{Options: o, Work: w.Dir, Logs: logs, Tools: filepath.Join(cache, "bin"), Images: set.Dir, Cgroup: w.Cgroup}
+		return setting{Options: o, Work: w.Dir, Logs: w.Memory, Tools: filepath.Join(cache, "bin"), Images: set.Dir, Cgroup: w.Cgroup}
 	})
 }
 

@@ -219,7 +219,7 @@ func pause(ctx context.Context, length time.Duration) error {
 const phaseLimit = 10 * time.Minute
 
 // measureOne takes one sample.
-func (b *bench) measureOne(ctx context.Context, p phase, r runtime) (s sample, err error) {
+func (b *bench) measureOne(ctx context.Context, p phase, r *runtime) (s sample, err error) {
 	s = sample{Phase: p.name, Target: r.Name, Load: stage.LoadAverage()}
 	var before []string
 	if p.traced {
@@ -227,7 +227,7 @@ func (b *bench) measureOne(ctx context.Context, p phase, r runtime) (s sample, e
 			return s, err
 		}
 	}
-	d, err := b.launch(ctx, r, before)
+	d, err := b.launch(ctx, *r, before)
 	defer func() {
 		if err != nil && d != nil && d.process != nil {
 			tail := d.process.Tail()
@@ -238,6 +238,7 @@ func (b *bench) measureOne(ctx context.Context, p phase, r runtime) (s sample, e
 	if err != nil {
 		return s, err
 	}
+	r.Version = d.Version // somebody else's says it only now
 	if !d.external() && !d.traced {
 		s.Start = float64(d.first) / 1e6
 	}

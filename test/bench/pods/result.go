@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cri-runtime/cri-runtime/test/bench/report"
@@ -48,8 +49,8 @@ func (b *bench) measure(ctx context.Context) error {
 			}
 			turn++
 			for i := range found {
-				t := found[(i+turn)%len(found)]
-				if !p.applies(t, found) {
+				t := &found[(i+turn)%len(found)]
+				if !p.applies(*t, found) {
 					continue
 				}
 				s, err := b.measureOne(ctx, p, t)
@@ -72,18 +73,23 @@ func (b *bench) measure(ctx context.Context) error {
 // add keeps a sample, or why there is none.
 func (r *results) add(s sample, err error) {
 	if err != nil {
-		say("%v", err)
-		r.Failures = append(r.Failures, fmt.Sprintf("%s, %s, round %d: %v", s.Phase, s.Target, s.Round, err))
+		const enough = 1500 // of a message that may be one for each pod
+		text := fmt.Sprintf("%s, %s, round %d: %v", s.Phase, s.Target, s.Round+1, err)
+		if len(text) > enough {
+			text = text[:enough] + " ..."
+		}
+		say("%s", text)
+		r.Failures = append(r.Failures, text)
 		return
 	}
 	r.Samples = append(r.Samples, s)
-	text := ""
+	var text strings.Builder
 	for _, f := range figures() {
 		if v, ok := f.value(s); ok && f.said {
-			text += fmt.Sprintf("; %s %s %s", f.name, report.Number(v), f.unit)
+			fmt.Fprintf(&text, "; %s %s", f.name, strings.TrimSpace(report.Number(v)+" "+f.unit))
 		}
 	}
-	say("%5.0f s  round %d %-15s %-15s %4.0f s%s", time.Since(r.Began).Seconds(), s.Round+1, s.Phase, s.Target, s.Length, text)
+	say("%5.0f s  round %d %-15s %-15s %4.0f s%s", time.Since(r.Began).Seconds(), s.Round+1, s.Phase, s.Target, s.Length, text.String())
 	if why := stage.Disturbed(s.Length, s.MemoryStall, s.Stolen); why != "" {
 		say("  disturbed: %s", why)
 	}

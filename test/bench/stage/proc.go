@@ -58,6 +58,7 @@ type Peak struct {
 // daemon is not: VmHWM has it.
 const every = 20 * time.Millisecond
 
+// WatchPeak begins to look; End ends it.
 func WatchPeak(ctx context.Context, c Cgroup) *Peak {
 	ctx, stop := context.WithCancel(ctx)
 	p := &Peak{stop: stop}
@@ -87,6 +88,7 @@ func (p *Peak) End() int64 {
 	return p.max
 }
 
+// Resident is the resident memory of a process in bytes; 0 when it has gone.
 func Resident(pid int) int64 {
 	body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	fields := strings.Fields(string(body))
@@ -159,6 +161,7 @@ func Received() (int64, error) {
 	return 0, fmt.Errorf("read network statistics: no loopback")
 }
 
+// LoadAverage is the kernel's line of it.
 func LoadAverage() string {
 	body, _ := os.ReadFile("/proc/loadavg")
 	return strings.TrimSpace(string(body))

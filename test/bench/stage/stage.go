@@ -39,6 +39,7 @@ const (
 // Work is what the outer half prepares.
 type Work struct {
 	Dir    string // on the disk that was asked for; removed at the end
+	Memory string // on a tmpfs that everybody on the machine sees; removed too
 	Cgroup string // name of the cgroups that all others go below
 }
 
@@ -69,12 +70,15 @@ func Outside(ctx context.Context, disk string, setting func(Work) any) (err erro
 	if os.Geteuid() != 0 {
 		return errors.New("root is needed: namespaces, mounts and cgroups of its own")
 	}
-	var w Work
-	if w.Dir, err = os.MkdirTemp(disk, "cri-bench."); err != nil {
-		return fmt.Errorf("make work directory: %w", err)
+	if err := sweep(disk); err != nil {
+		return err
 	}
-	w.Cgroup = filepath.Base(w.Dir)
-	defer func() { err = errors.Join(err, RemoveCgroups(w.Cgroup), os.RemoveAll(w.Dir)) }()
+	w, unlock, err := newWork(disk)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	defer func() { err = errors.Join(err, w.remove()) }()
 	value, err := json.Marshal(setting(w))
 	if err != nil {
 		return fmt.Errorf("encode setting: %w", err)
@@ -92,6 +96,51 @@ func Outside(ctx context.Context, disk string, setting func(Work) any) (err erro
 		return errors.Join(ctx.Err(), fmt.Errorf("measure: %w", err))
 	}
 	return nil
+}
+
+const shm, workPrefix, lockFile = "/dev/shm", "cri-bench.", "lock"
+
+// newWork makes the directories of a run. Their lock is held as long as the outer half lives.
+func newWork(disk string) (w Work, unlock func(), err error) {
+	if w.Dir, err = os.MkdirTemp(disk, workPrefix); err != nil {
+		return w, nil, fmt.Errorf("make work directory: %w", err)
+	}
+	w.Cgroup = filepath.Base(w.Dir)
+	w.Memory = filepath.Join(shm, w.Cgroup)
+	lock, err := os.OpenFile(filepath.Join(w.Dir, lockFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return w, nil, errors.Join(fmt.Errorf("lock work directory: %w", err), w.remove())
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return w, nil, errors.Join(fmt.Errorf("lock work directory: %w", err), lock.Close(), w.remove())
+	}
+	if err := os.Mkdir(w.Memory, 0o755); err != nil {
+		return w, nil, errors.Join(fmt.Errorf("make work directory: %w", err), lock.Close(), w.remove())
+	}
+	return w, func() { _ = lock.Close() }, nil
+}
+
+func (w Work) remove() error {
+	return errors.Join(RemoveCgroups(w.Cgroup), os.RemoveAll(w.Memory), os.RemoveAll(w.Dir))
+}
+
+// sweep removes what an outer half left that was killed: its processes, mounts and
+// namespaces have ended with it.
+func sweep(disk string) error {
+	locks, _ := filepath.Glob(filepath.Join(disk, workPrefix+"*", lockFile))
+	var errs []error
+	for _, name := range locks {
+		lock, err := os.Open(name)
+		if err != nil {
+			continue // just removed by its owner
+		}
+		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			dir := filepath.Dir(name)
+			errs = append(errs, Work{Dir: dir, Memory: filepath.Join(shm, filepath.Base(dir)), Cgroup: filepath.Base(dir)}.remove())
+		}
+		errs = append(errs, lock.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // reap is the first process of the namespace: it starts the inner half, and waits for

@@ -73,3 +73,31 @@ func TestPeakSeesWhatIsFreed(t *testing.T) {
 		t.Errorf("peak: got %d, want at least %d more than %d", got, size, before)
 	}
 }
+
+// TestSweepTakesWhatAKilledRunLeft: and nothing of one that lives.
+func TestSweepTakesWhatAKilledRunLeft(t *testing.T) {
+	disk := t.TempDir()
+	dead, unlock, err := newWork(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock() // as the kernel does for a process that was killed
+	alive, unlock, err := newWork(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		unlock()
+		if err := alive.remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := sweep(disk); err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]bool{dead.Dir: false, dead.Memory: false, alive.Dir: true, alive.Memory: true} {
+		if _, err := os.Stat(dir); err == nil != want {
+			t.Errorf("%s: got %v, want it there: %v", dir, err, want)
+		}
+	}
+}

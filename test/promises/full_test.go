@@ -45,6 +45,19 @@ func (n *node) state(t *testing.T) state {
 	return s
 }
 
+// settled waits for what is done behind the last answer, such as emptying the trash. What is
+// left then is a leak.
+func (n *node) settled(t *testing.T, before state) state {
+	t.Helper()
+	held := func(s state) int { return s.daemonFiles + s.monitorFiles + s.goroutines }
+	s := n.state(t)
+	for deadline := time.Now().Add(5 * time.Second); held(s) > held(before) && time.Now().Before(deadline); {
+		time.Sleep(settle)
+		s = n.state(t)
+	}
+	return s
+}
+
 func entries(t *testing.T, pid int, dir string) int {
 	t.Helper()
 	list, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), dir))
@@ -111,7 +124,7 @@ func TestFullNode(t *testing.T) {
 	for range rounds {
 		n.stop(t, n.start(t, "wait"))
 	}
-	after := n.state(t)
+	after := n.settled(t, before)
 	check(t, "KiB allocated by the daemon per pod life", (after.allocated-before.allocated)/1024/rounds)
 	check(t, "objects allocated by the daemon per pod life", (after.objects-before.objects)/rounds)
 	check(t, "goroutines that 20 ended pods leave", after.goroutines-before.goroutines)
@@ -135,7 +148,7 @@ func TestFullNode(t *testing.T) {
 	for _, p := range running {
 		n.stop(t, p)
 	}
-	gone := n.state(t)
+	gone := n.settled(t, empty)
 	t.Logf("empty %+v\nafter 23 pods %+v\nfull %+v\nall gone %+v", empty, after, full, gone)
 }
 

@@ -53,6 +53,7 @@ func (s *Store) syncLater(id ID) {
 
 // runSync ends when all is durable after stop was closed.
 func (s *Store) runSync(ctx context.Context) {
+	synced := false
 	for {
 		switch more, err := s.syncNext(ctx); {
 		case err != nil:
@@ -65,7 +66,12 @@ func (s *Store) runSync(ctx context.Context) {
 			case <-retry.C:
 			}
 		case more:
+			synced = true
 		default:
+			if synced && s.opt.Settled != nil {
+				s.opt.Settled()
+			}
+			synced = false
 			select {
 			case <-s.sync.wake:
 			case <-s.sync.stop:

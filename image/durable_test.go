@@ -48,6 +48,23 @@ func TestDurableBehindTheCaller(t *testing.T) {
 	}
 }
 
+// Whoever gives back the memory of pulls is told when they are over, and each time.
+func TestSettledBehindPulls(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	r := newReg(t)
+	settled := make(chan []string)
+	var root string
+	s := openTest(t, Options{Settled: func() { settled <- entries(t, filepath.Join(root, "images")) }})
+	root = s.opt.Root
+	for i, tag := range []string{"1", "2"} {
+		r.simple(t, "x", tag, "x"+tag)
+		mustPull(t, s, r.host()+"/x:"+tag)
+		if durable := <-settled; len(durable) != i+1 {
+			t.Errorf("pull %d: settled with the records %v", i+1, durable)
+		}
+	}
+}
+
 // A damaged image is not listed; the next pull fetches what is damaged and gives back
 // the ID and all names.
 func TestVerifyAndHeal(t *testing.T) {

@@ -40,6 +40,7 @@ type Options struct {
 	UserAgent     string
 	LayerStore    snapshot.Format // of new layers; "" is auto
 	Policy        *policy.Policy  // of signatures; nil accepts any image
+	Settled       func()          // called behind pulls and loads, once all that they brought is durable
 }
 
 // Store keeps images and the snapshots made of them. Readers never wait for writers.

@@ -126,7 +126,7 @@ func (n *node) open(ctx context.Context) error {
 func openImages(ctx context.Context, c config) (*image.Store, error) {
 	o := image.Options{
 		Root: filepath.Join(c.Root, "image"), State: filepath.Join(c.State, "image"), HostsDir: c.RegistryConfig, Pinned: c.Pinned,
-		LayerStore: snapshot.Format(c.LayerStore),
+		LayerStore: snapshot.Format(c.LayerStore), Settled: releaseMemory,
 	}
 	if c.Signatures == "" {
 		klog.FromContext(ctx).Info("No signature policy: any image is accepted")

@@ -82,7 +82,7 @@ func FromEnvironment(s Settings, env func(string) string) (*Config, error) {
 		protocol = get("PROTOCOL")
 	}
 	errs := []error{c.endpoint(endpoint, protocol, endpointForm{whole: whole, insecure: get("INSECURE") == "true"})}
-	errs = append(errs, c.request(get), c.sampler(env("OTEL_TRACES_SAMPLER"), env("OTEL_TRACES_SAMPLER_ARG")), c.resource(s.Service, env))
+	errs = append(errs, c.request(get), c.delay(env("OTEL_BSP_SCHEDULE_DELAY")), c.sampler(env("OTEL_TRACES_SAMPLER"), env("OTEL_TRACES_SAMPLER_ARG")), c.resource(s.Service, env))
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -142,11 +142,10 @@ func (c *Config) request(get func(string) string) error {
 		c.Headers[strings.ToLower(name)] = value
 	}
 	if ms := get("TIMEOUT"); ms != "" {
-		n, err := strconv.ParseUint(ms, 10, 31)
-		if err != nil || n == 0 {
-			errs = append(errs, fmt.Errorf("OTEL_EXPORTER_OTLP_TIMEOUT: %q is no number of milliseconds: %w", ms, errdef.ErrInvalid))
+		var err error
+		if c.Timeout, err = milliseconds(ms); err != nil {
+			errs = append(errs, fmt.Errorf("OTEL_EXPORTER_OTLP_TIMEOUT: %w", err))
 		}
-		c.Timeout = time.Duration(n) * time.Millisecond // #nosec G115 -- 31 bits
 	}
 	switch z := get("COMPRESSION"); z {
 	case "gzip":
@@ -156,6 +155,26 @@ func (c *Config) request(get func(string) string) error {
 		errs = append(errs, fmt.Errorf("OTEL_EXPORTER_OTLP_COMPRESSION: %q is none of gzip, none: %w", z, errdef.ErrInvalid))
 	}
 	return errors.Join(errs...)
+}
+
+// delay sets how long a batch may grow.
+func (c *Config) delay(ms string) error {
+	if ms == "" {
+		return nil
+	}
+	var err error
+	if c.Delay, err = milliseconds(ms); err != nil {
+		return fmt.Errorf("OTEL_BSP_SCHEDULE_DELAY: %w", err)
+	}
+	return nil
+}
+
+func milliseconds(text string) (time.Duration, error) {
+	n, err := strconv.ParseUint(text, 10, 31)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is no number of milliseconds: %w", text, errdef.ErrInvalid)
+	}
+	return time.Duration(n) * time.Millisecond, nil // #nosec G115 -- 31 bits
 }
 
 // pairs reads "a=1,b=2", URL-encoded.

@@ -29,6 +29,7 @@ func TestFromEnvironment(t *testing.T) {
 		"password":             {flag: "http://a:b@c", want: "OTEL_EXPORTER_OTLP_HEADERS"},
 		"no URL":               {flag: "unix:///x", want: "is no URL"},
 		"timeout":              {flag: "http://c", env: env{"OTEL_EXPORTER_OTLP_TIMEOUT": "1s"}, want: "OTEL_EXPORTER_OTLP_TIMEOUT"},
+		"delay":                {flag: "http://c", env: env{"OTEL_BSP_SCHEDULE_DELAY": "0"}, want: "OTEL_BSP_SCHEDULE_DELAY"},
 		"compression":          {flag: "http://c", env: env{"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd"}, want: "none of gzip, none"},
 		"sampler":              {flag: "http://c", env: env{"OTEL_TRACES_SAMPLER": "often"}, want: `"often" is unknown`},
 		"ratio":                {flag: "http://c", env: env{"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"}, want: "from 0 to 1"},

@@ -44,7 +44,7 @@ type Exporter struct {
 	config Config
 	to     sender
 	log    klog.Logger
-	wake   chan struct{} // holds one
+	wake   chan struct{}      // holds one
 	stop   context.CancelFunc // ends waiting
 	abort  context.CancelFunc // and requests
 	worker sync.WaitGroup

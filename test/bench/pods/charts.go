@@ -49,7 +49,7 @@ func (r *results) charts() map[string]string {
 		lines := report.Lines{Title: "Time until each pod was ready, bridge network", X: "pods on the node", Y: "ms"}
 		for _, t := range r.Targets {
 			if points := r.filling(p.name, t.Name); points != nil {
-				lines.Series = append(lines.Series, report.Line{Name: t.Name, Points: points})
+				lines.Series = append(lines.Series, report.Line{Series: r.colour(t.Name), Name: t.Name, Points: points})
 			}
 		}
 		if lines.Series != nil {
@@ -76,15 +76,15 @@ func (r *results) filling(phase, target string) (points []float64) {
 
 func (r *results) bars(s shown) (report.Bars, bool) {
 	c := report.Bars{Title: fmt.Sprintf("%s: median of the rounds, lowest to highest (%s)", s.title, r.Began.Format("2006-01-02")), Panels: []string{""}}
-	for _, t := range r.Targets {
-		c.Series = append(c.Series, t.Name)
-	}
 	all := figures()
 	for _, shown := range s.figures {
 		i := slices.IndexFunc(all, func(f figure) bool { return f.key() == shown[0] })
 		g := report.Group{Label: shown[1]}
-		for series, t := range r.Targets {
+		for _, t := range r.Targets {
 			if v, ok := r.spread(all[i], t.Name); ok {
+				series := r.colour(t.Name)
+				c.Series = append(c.Series, make([]string, max(0, series+1-len(c.Series)))...)
+				c.Series[series] = t.Name
 				g.Bars = append(g.Bars, report.Bar{Series: series, Values: []*report.Spread{&v}})
 			}
 		}
@@ -93,4 +93,12 @@ func (r *results) bars(s shown) (report.Bars, bool) {
 		}
 	}
 	return c, len(c.Groups) > 0
+}
+
+// colour is the same in all charts of all runs; somebody else's runtimes come last.
+func (r *results) colour(target string) int {
+	if i := slices.Index(targetNames, target); i >= 0 {
+		return i
+	}
+	return len(targetNames) + slices.IndexFunc(r.Targets, func(t runtime) bool { return t.Name == target })
 }

@@ -165,6 +165,7 @@ type Lines struct {
 
 // Line is one figure for each step.
 type Line struct {
+	Series int // its colour is that of the same number in Bars
 	Name   string
 	Points []float64
 }
@@ -178,7 +179,8 @@ func (c Lines) SVG() string {
 	var top float64
 	longest := 0
 	for _, s := range c.Series {
-		names = append(names, s.Name)
+		names = append(names, make([]string, max(0, s.Series+1-len(names)))...)
+		names[s.Series] = s.Name
 		longest = max(longest, len(s.Points))
 		top = max(top, quantile(s.Points, 0.99))
 	}
@@ -187,7 +189,7 @@ func (c Lines) SVG() string {
 	if longest < 2 || top <= 0 {
 		return out.svg(axis+linesWidth, head)
 	}
-	out.text(8, head-8, "start", c.Y)
+	out.text(8, head-12, "start", c.Y)
 	bottom := head + linesHeight
 	for i := range 5 {
 		value := top * float64(i) / 4
@@ -199,7 +201,7 @@ func (c Lines) SVG() string {
 		out.text(axis+linesWidth*i/4, bottom+16, "middle", fmt.Sprint(longest*i/4))
 	}
 	out.text(axis+linesWidth/2, bottom+32, "middle", c.X)
-	for i, s := range c.Series {
+	for _, s := range c.Series {
 		var path strings.Builder
 		for at, v := range s.Points {
 			op := "L"
@@ -209,7 +211,7 @@ func (c Lines) SVG() string {
 			x := axis + float64(linesWidth)*float64(at)/float64(longest-1)
 			fmt.Fprintf(&path, "%s%.1f %.1f", op, x, float64(bottom)-linesHeight*min(v, top)/top)
 		}
-		fmt.Fprintf(&out, `<path class="s%d" stroke-width="1.5" d="%s"/>`+"\n", i%len(colours), path.String())
+		fmt.Fprintf(&out, `<path class="s%d" stroke-width="1.5" d="%s"/>`+"\n", s.Series%len(colours), path.String())
 	}
 	return out.svg(axis+linesWidth+24, bottom+42)
 }

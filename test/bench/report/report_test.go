@@ -69,10 +69,13 @@ func TestBars(t *testing.T) {
 }
 
 func TestLines(t *testing.T) {
-	chart := Lines{Title: "t", X: "pods", Y: "ms", Series: []Line{{"x", []float64{1, 2, 3}}, {"y", []float64{5, 5}}}}.SVG()
+	chart := Lines{Title: "t", X: "pods", Y: "ms", Series: []Line{{4, "x", []float64{1, 2, 3}}, {0, "y", []float64{5, 5}}}}.SVG()
 	wellFormed(t, chart)
 	if n := strings.Count(chart, "stroke-width"); n != 2 {
 		t.Errorf("lines: got %d, want 2", n)
+	}
+	if !strings.Contains(chart, `class="s4"`) {
+		t.Error("the line has another colour than its series")
 	}
 	wellFormed(t, Lines{Title: "none"}.SVG())
 }

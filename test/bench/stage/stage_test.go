@@ -1,7 +1,9 @@
 package stage
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +14,86 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/internal/testkit"
 )
+
+// TestMain plays the inner half of TestNothingIsLeft.
+func TestMain(m *testing.M) {
+	var s played
+	if yes, err := Play(context.Background(), &s, func(ctx context.Context) error { return s.inner(ctx) }); yes {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// played is what TestNothingIsLeft hands to its inner half.
+type played struct {
+	Work Work
+	Fail bool
+}
+
+// inner leaves a process in a cgroup, a mount and a link, and an orphan that has ended.
+func (p played) inner(ctx context.Context) error {
+	c, err := NewCgroup(p.Work.Cgroup + "/1")
+	if err != nil {
+		return err
+	}
+	if err := MakeCgroups(p.Work.Cgroup + "/1/pods"); err != nil {
+		return err
+	}
+	if _, err := Start(context.WithoutCancel(ctx), os.DevNull, nil, c.Command([]string{"sleep", "1000"})); err != nil {
+		return err
+	}
+	for point, kind := range map[string]string{p.Work.Dir: "tmpfs", "/mnt": "tmpfs"} {
+		if err := unix.Mount(kind, point, kind, 0, ""); err != nil {
+			return err
+		}
+	}
+	if err := exec.CommandContext(ctx, "sh", "-c", "(sleep 0.05 &) ; exit 0").Run(); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+		if len(stats) == 3 { // the first process, this one, and the sleeper
+			break
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes: got %v, want 3: nobody waits for orphans", stats)
+		}
+	}
+	if p.Fail {
+		return errors.New("as was asked for")
+	}
+	return nil
+}
+
+func TestNothingIsLeft(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	for name, fail := range map[string]bool{"well": false, "badly": true} {
+		t.Run(name, func(t *testing.T) {
+			disk := t.TempDir()
+			var work Work
+			err := Outside(t.Context(), disk, func(w Work) any {
+				work = w
+				return played{w, fail}
+			})
+			if fail != (err != nil) {
+				t.Errorf("got %v, want an error: %v", err, fail)
+			}
+			left, _ := filepath.Glob("/sys/fs/cgroup/*/" + work.Cgroup)
+			two, _ := filepath.Glob("/sys/fs/cgroup/" + work.Cgroup)
+	more, _ := filepath.Glob(filepath.Join(disk, "*"))
+			if left = append(append(left, two...), more...); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+			if _, err := os.Stat(work.Memory); err == nil {
+				t.Errorf("left: %s", work.Memory)
+			}
+		})
+	}
+}
 
 // TestCgroupCountsEndedChildren: a shell whose child works and ends.
 func TestCgroupCountsEndedChildren(t *testing.T) {

@@ -39,6 +39,7 @@ func main() {
 	if e := runSealed(); e != 0 {
 		die("cri-monitor: run from a sealed copy: ", e)
 	}
+	tightTimers()
 	m, e := newMonitor()
 	if fd, ok := resumed(); ok && e == 0 {
 		e = m.resume(fd)
@@ -168,7 +169,9 @@ func (m *monitor) unwatch(id int32, fd int) {
 
 // loop never returns unless epoll fails.
 func (m *monitor) loop() unix.Errno {
-	go m.waiter.run()
+	if e := m.waiter.run(); e != 0 {
+		return e
+	}
 	m.waiter.again()
 	events := make([]unix.EpollEvent, 64)
 	for {

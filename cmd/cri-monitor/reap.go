@@ -1,21 +1,25 @@
 package main
 
 import (
-	"runtime"
+	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-runtime/cri-runtime/internal/linux/clone"
 	"github.com/cri-runtime/cri-runtime/oci/monitor/wire"
 )
 
 // waiter is the thread that waits for children. waitid tells of every child, the
 // ones that were left to us as a subreaper included; SIGCHLD would not do, since
-// the Go runtime takes it on any thread and keeps it from a signalfd.
+// the Go runtime takes it on any thread and keeps it from a signalfd. It is no thread of the
+// Go runtime, whose one processor would be handed to and fro for it.
 type waiter struct {
 	told int // eventfd: a child has ended
 	wake int // eventfd: look again
+	one  uint64
+	got  uint64
 }
 
 func newWaiter() (*waiter, unix.Errno) {
@@ -27,20 +31,30 @@ func newWaiter() (*waiter, unix.Errno) {
 	if err != nil {
 		return nil, errno(err)
 	}
-	return &waiter{told: told, wake: again}, 0
+	page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, errno(err)
+	}
+	w := (*waiter)(unsafe.Pointer(&page[0]))
+	*w = waiter{told: told, wake: again, one: 1}
+	return w, 0
 }
 
-// run never returns; the process owns it.
-func (w *waiter) run() {
-	runtime.LockOSThread()
+// run begins to wait. The thread ends with the process.
+func (w *waiter) run() unix.Errno { return clone.Thread(waitForChildren, unsafe.Pointer(w)) }
+
+//go:norace
+//go:nosplit
+func waitForChildren(p unsafe.Pointer, _ syscall.Errno) {
+	w := (*waiter)(p)
 	for {
-		if _, e := peekChild(0); e == 0 {
-			signal(w.told)
+		_, _, e := syscall.RawSyscall6(unix.SYS_WAITID, unix.P_ALL, 0, 0, unix.WEXITED|unix.WNOWAIT, 0, 0)
+		if e == 0 {
+			_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, uintptr(w.told), uintptr(unsafe.Pointer(&w.one)), 8)
 		}
 		// Without children there is nothing to wait for until the next clone; with
 		// an ended one the main thread must reap it first.
-		var b [8]byte
-		_, _ = unix.Read(w.wake, b[:])
+		_, _, _ = syscall.RawSyscall(unix.SYS_READ, uintptr(w.wake), uintptr(unsafe.Pointer(&w.got)), 8)
 	}
 }
 

@@ -30,6 +30,7 @@ func runSealed() unix.Errno {
 	if e != 0 {
 		return e
 	}
+	looseTimers()
 	argv := []string{"cri-monitor"}
 	if arg := argument(); arg != "" {
 		argv = append(argv, arg)
@@ -40,6 +41,29 @@ func runSealed() unix.Errno {
 		_ = unix.CloseRange(exitsFd+1, 1<<31, unix.CLOSE_RANGE_CLOEXEC)
 	}
 	return errno(syscall.Exec("/proc/self/fd/"+string(appendNumber(nil, uint64(program))), argv, syscall.Environ()))
+}
+
+// timerSlack is added to the timers of the Go runtime's own thread (sysmon), which otherwise
+// wakes up each 20 microseconds while anything goes on, to see whether a goroutine waits for a
+// processor: more work than the monitor's own, and there is one goroutine.
+const timerSlack = 50e6
+
+// looseTimers makes the timers of the program that is executed next inexact, and of all its
+// threads; tightTimers gives the main thread, and so the containers, its own slack back.
+func looseTimers() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, slack()+timerSlack, 0, 0, 0) }
+
+func tightTimers() {
+	if s := slack(); s > timerSlack {
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, s-timerSlack, 0, 0, 0)
+	}
+}
+
+func slack() uintptr {
+	s, _, e := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_TIMERSLACK, 0, 0)
+	if e != 0 {
+		return 50_000 // the kernel's default
+	}
+	return s
 }
 
 // sealedCopy puts the program into a memfd. The descriptor is for reading only: what is

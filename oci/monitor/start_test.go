@@ -302,3 +302,43 @@ func TestStartLargePlan(t *testing.T) {
 		}
 	}
 }
+
+// The monitor's own timers are inexact; those of what it runs are not.
+func TestTimersOfContainersAreExact(t *testing.T) {
+	w := newWorld(t)
+	want, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, start := range map[string]func(id, script string){
+		"plan": func(id, script string) {
+			log, err := OpenLog(w.logPath(id))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pipes, err := NewPipes(0, 0, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pipes.CloseContainerEnds()
+			p := prelude(1)
+			dup(p, 0, 1)
+			_, err = w.c.Start(t.Context(), Start{
+				ID: id, Plan: program(p, script), Files: []*os.File{pipes.Stdout},
+				Log: &Log{Path: w.logPath(id), File: log, Stdout: pipes.StdoutR, Stderr: pipes.StderrR},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+		"program": func(id, script string) { w.run(id, "/bin/sh", "-c", script) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			start(name, "read x < /proc/self/timerslack_ns; echo $x")
+			w.wait(name)
+			if got := w.log(name); !strings.HasSuffix(got, fmt.Sprintf(" F %d\n", want)) {
+				t.Errorf("timer slack: got %q, want %d", got, want)
+			}
+		})
+	}
+}

@@ -32,7 +32,7 @@ const module = "github.com/cri-runtime/cri-runtime"
 var mayImport = map[string][]string{
 	"cmd/cri-runtime":     {"cri", "sandbox", "image", "cni", "oci", "internal"},
 	"cmd/cri-runtime/cli": {"cri/admin", "image"}, // a client like any other; image: values only
-	"cmd/cri-monitor":     {"oci/monitor/wire", "oci/launch/plan"},
+	"cmd/cri-monitor":     {"oci/monitor/wire", "oci/launch/plan", "internal/linux/clone"},
 	"cri":                 {"sandbox", "image", "oci/spec", "internal"}, // oci/spec: values only
 	"sandbox":             {"image", "cni", "oci", "internal"},
 	"image":               {"internal"},
@@ -84,7 +84,7 @@ var direct = map[string]string{
 	"tags.cncf.io/container-device-interface": "devices of vendors",
 	"github.com/google/go-containerregistry":  "the registry of the tests",
 	"github.com/prometheus/common":            "the parser that tests read our metrics with",
-	"go.opentelemetry.io/proto/otlp":         "the collector of the tests",
+	"go.opentelemetry.io/proto/otlp":          "the collector of the tests",
 	"github.com/gorilla/websocket":            "the WebSocket client of the streaming tests",
 	"github.com/google/go-cmp":                "differences in tests",
 	"github.com/go-logr/logr":                 "the type behind contextual klog",

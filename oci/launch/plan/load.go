@@ -3,6 +3,8 @@ package plan
 import (
 	"syscall"
 	"unsafe"
+
+	"github.com/cri-runtime/cri-runtime/internal/linux/clone"
 )
 
 // Loaded is a plan that was checked and can be started. It lies in a mapping of its own,
@@ -133,10 +135,8 @@ func prepare(mapped []byte) (*Loaded, syscall.Errno) { //nolint:cyclop // a flat
 		w := data[get32(b[insEnd+4*i:]):]
 		copy(w[:8], put64(nil, get64(w)+uint64(base)))
 	}
-	start := uintptr(unsafe.Pointer(&mapped[0]))
 	m := (*machine)(unsafe.Pointer(&mapped[2*stackSize]))
-	// A function may keep its arguments in its caller's frame, above where the stack begins.
-	m.stack, m.stack2 = start+stackSize-64, start+2*stackSize-64
+	m.stack, m.stack2 = clone.Top(mapped[:stackSize]), clone.Top(mapped[:2*stackSize])
 	m.ins, m.count = uintptr(unsafe.Pointer(&b[headSize])), uintptr(h.ins)
 	m.data, m.size, m.inputs = base, uintptr(h.data), uintptr(h.inputs)+1
 	return &Loaded{Inputs: h.inputs, CloneFlags: get64(b[32:]), CgroupInput: cgroup, m: m}, 0

@@ -3,6 +3,8 @@ package plan
 import (
 	"syscall"
 	"unsafe"
+
+	"github.com/cri-runtime/cri-runtime/internal/linux/clone"
 )
 
 // Numbers that package syscall lacks; from 424 on they are the same everywhere.
@@ -31,7 +33,7 @@ type machine struct {
 	stat [256]byte // struct statx or statfs
 	caps [24]byte
 	act  [32]byte // struct sigaction of zeros: the default
-	ca   cloneArgs
+	ca   clone.Args
 	msg  [7]uint64 // struct msghdr
 	iov  [2]uint64
 	cmsg [3]uint64
@@ -72,14 +74,15 @@ func load8(a uintptr) byte { return *(*byte)(*(*unsafe.Pointer)(unsafe.Pointer(&
 //
 //go:norace
 //go:nosplit
-func firstStage(m *machine, _ syscall.Errno) { m.run(0) }
+func firstStage(m unsafe.Pointer, _ syscall.Errno) { (*machine)(m).run(0) }
 
 // secondStage is what the clone begins with that the plan makes. Nothing is done before its
 // pid was reported.
 //
 //go:norace
 //go:nosplit
-func secondStage(m *machine, e syscall.Errno) {
+func secondStage(p unsafe.Pointer, e syscall.Errno) {
+	m := (*machine)(p)
 	if e != 0 {
 		m.fail(e)
 	}
@@ -92,7 +95,8 @@ func secondStage(m *machine, e syscall.Errno) {
 //
 //go:norace
 //go:nosplit
-func leave(m *machine, _ syscall.Errno) {
+func leave(p unsafe.Pointer, _ syscall.Errno) {
+	m := (*machine)(p)
 	a := uintptr(unsafe.Pointer(&m.word))
 	store32(a, StepClone)
 	store32(a+4, uint32(m.pid))
@@ -289,10 +293,10 @@ func (m *machine) wait() syscall.Errno {
 //go:norace
 //go:nosplit
 func (m *machine) clone() {
-	m.ca.flags = uint64(m.args[0]) | cloneParent | cloneParentTid | cloneVM | cloneFiles
-	m.ca.parentTid = uint64(uintptr(unsafe.Pointer(&m.pid)))
-	m.ca.pidfd, m.ca.exitSignal, m.ca.cgroup = 0, 0, 0
-	cloneAndEnd(&m.ca, m.stack2, address(secondStage), address(leave), m)
+	m.ca.Flags = uint64(m.args[0]) | syscall.CLONE_PARENT | syscall.CLONE_PARENT_SETTID | syscall.CLONE_VM | syscall.CLONE_FILES
+	m.ca.ParentTID = uint64(uintptr(unsafe.Pointer(&m.pid)))
+	m.ca.PIDFD, m.ca.ExitSignal, m.ca.Cgroup = 0, 0, 0
+	clone.AndEnd(&m.ca, m.stack2, clone.Address(secondStage), clone.Address(leave), unsafe.Pointer(m))
 }
 
 // exec tries candidates as the shell does: a directory of PATH without the program

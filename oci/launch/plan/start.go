@@ -4,41 +4,8 @@ import (
 	"sync"
 	"syscall"
 	"unsafe"
-)
 
-// These stop signals, and with them preemption, around the clone, and make any
-// growth of the stack a crash instead of a deadlock. os/exec uses the same.
-
-//go:linkname beforeFork syscall.runtime_BeforeFork
-func beforeFork()
-
-//go:linkname afterFork syscall.runtime_AfterFork
-func afterFork()
-
-// clone makes a child that calls entry on a stack of its own. It returns in the caller only.
-//
-//go:noescape
-func clone(args *cloneArgs, stack, entry uintptr, m *machine) (pid uintptr, e syscall.Errno)
-
-// cloneAndEnd makes a child that calls entry on a stack of its own, and calls leave in the
-// caller, or entry with an errno if there is no child. It does not return.
-//
-//go:noescape
-func cloneAndEnd(args *cloneArgs, stack, entry, leave uintptr, m *machine)
-
-// cloneArgs is struct clone_args of clone3, all 88 bytes of Linux 5.7.
-type cloneArgs struct {
-	flags, pidfd, childTid, parentTid, exitSignal, stack, stackSize, tls, setTid, setTidSize, cgroup uint64
-}
-
-const (
-	cloneVM         = 0x100
-	cloneFiles      = 0x400
-	clonePidfd      = 0x1000
-	cloneParent     = 0x8000
-	cloneParentTid  = 0x100000
-	cloneClearSig   = 0x100000000 // CLONE_CLEAR_SIGHAND, Linux 5.5
-	cloneIntoCgroup = 0x200000000 // Linux 5.7
+	"github.com/cri-runtime/cri-runtime/internal/linux/clone"
 )
 
 // Child is what Start leaves with its caller.
@@ -85,41 +52,21 @@ func (l *Loaded) Start(fds []int32) (Child, syscall.Errno) {
 	m.status = uintptr(pipe[1])
 	m.ignored = ignored()
 	// The pidfd is stored in our memory, of which the child has its copy already.
-	m.ca = cloneArgs{
-		flags: l.CloneFlags | clonePidfd | cloneClearSig, exitSignal: uint64(syscall.SIGCHLD),
-		pidfd: uint64(uintptr(unsafe.Pointer(&m.pidfd))),
+	m.ca = clone.Args{
+		Flags: l.CloneFlags | clone.PIDFD | clone.ClearSighand, ExitSignal: uint64(syscall.SIGCHLD),
+		PIDFD: uint64(uintptr(unsafe.Pointer(&m.pidfd))),
 	}
 	if l.CgroupInput >= 0 {
-		m.ca.flags |= cloneIntoCgroup
-		m.ca.cgroup = uint64(fds[l.CgroupInput])
+		m.ca.Flags |= clone.IntoCgroup
+		m.ca.Cgroup = uint64(fds[l.CgroupInput])
 	}
-	pid, e := fork(m)
+	pid, e := clone.Process(&m.ca, m.stack, clone.Address(firstStage), unsafe.Pointer(m))
 	_ = syscall.Close(pipe[1])
 	if e != 0 {
 		_ = syscall.Close(pipe[0])
 		return Child{}, e
 	}
 	return Child{PID: int(pid), PIDFD: int(m.pidfd), Status: pipe[0]}, 0
-}
-
-// fork returns in the caller only; the child runs the plan.
-//
-//go:norace
-//go:nosplit
-func fork(m *machine) (uintptr, syscall.Errno) {
-	beforeFork()
-	pid, e := clone(&m.ca, m.stack, address(firstStage), m)
-	afterFork()
-	return pid, e
-}
-
-// address is where the code of a function without free variables begins.
-//
-//go:norace
-//go:nosplit
-//go:nocheckptr
-func address(f func(*machine, syscall.Errno)) uintptr {
-	return **(**uintptr)(unsafe.Pointer(&f))
 }
 
 // RecordSize is the size of a status record.

@@ -2,13 +2,13 @@
 
 // See clone_amd64.s.
 
-// func clone(args *cloneArgs, stack, entry uintptr, m *machine) (pid uintptr, e syscall.Errno)
-TEXT ·clone(SB), NOSPLIT, $0-48
+// func Onto(args *Args, stack, entry uintptr, arg unsafe.Pointer) (pid uintptr, e syscall.Errno)
+TEXT ·Onto(SB), NOSPLIT, $0-48
 	MOVD args+0(FP), R0
-	MOVD $88, R1 // sizeofCloneArgs
+	MOVD $88, R1 // the size of Args
 	MOVD stack+8(FP), R19
 	MOVD entry+16(FP), R20
-	MOVD m+24(FP), R21
+	MOVD arg+24(FP), R21
 	MOVD $435, R8 // clone3
 	SVC
 	CBZ  R0, child
@@ -33,14 +33,14 @@ child:
 	CALL (R20)
 	BRK
 
-// func cloneAndEnd(args *cloneArgs, stack, entry, leave uintptr, m *machine)
-TEXT ·cloneAndEnd(SB), NOSPLIT, $0-40
+// func AndEnd(args *Args, stack, entry, leave uintptr, arg unsafe.Pointer)
+TEXT ·AndEnd(SB), NOSPLIT, $0-40
 	MOVD args+0(FP), R0
-	MOVD $88, R1 // sizeofCloneArgs
+	MOVD $88, R1 // the size of Args
 	MOVD stack+8(FP), R19
 	MOVD entry+16(FP), R20
 	MOVD leave+24(FP), R22
-	MOVD m+32(FP), R21
+	MOVD arg+32(FP), R21
 	MOVD $435, R8 // clone3
 	SVC
 	NEG  R0, R1

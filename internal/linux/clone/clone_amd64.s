@@ -4,13 +4,13 @@
 // memory, need be mapped there. Hence entry is called directly, its arguments in registers
 // as in all Go code (ABIInternal): a wrapper would load the goroutine from thread-local memory.
 
-// func clone(args *cloneArgs, stack, entry uintptr, m *machine) (pid uintptr, e syscall.Errno)
-TEXT ·clone(SB), NOSPLIT, $0-48
+// func Onto(args *Args, stack, entry uintptr, arg unsafe.Pointer) (pid uintptr, e syscall.Errno)
+TEXT ·Onto(SB), NOSPLIT, $0-48
 	MOVQ args+0(FP), DI
-	MOVQ $88, SI // sizeofCloneArgs
+	MOVQ $88, SI // the size of Args
 	MOVQ stack+8(FP), R12
 	MOVQ entry+16(FP), R13
-	MOVQ m+24(FP), R15
+	MOVQ arg+24(FP), R15
 	MOVL $435, AX // clone3
 	SYSCALL
 	TESTQ AX, AX
@@ -37,13 +37,13 @@ child:
 	CALL  R13
 	INT   $3
 
-// func cloneAndEnd(args *cloneArgs, stack, entry, leave uintptr, m *machine)
-TEXT ·cloneAndEnd(SB), NOSPLIT, $0-40
+// func AndEnd(args *Args, stack, entry, leave uintptr, arg unsafe.Pointer)
+TEXT ·AndEnd(SB), NOSPLIT, $0-40
 	MOVQ args+0(FP), DI
-	MOVQ $88, SI // sizeofCloneArgs
+	MOVQ $88, SI // the size of Args
 	MOVQ stack+8(FP), R12
 	MOVQ entry+16(FP), R13
-	MOVQ m+32(FP), R15
+	MOVQ arg+32(FP), R15
 	MOVL $435, AX // clone3
 	SYSCALL
 	MOVQ  AX, BX

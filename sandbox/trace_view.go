@@ -23,7 +23,7 @@ type Trace struct {
 	Name      string    `json:"name"`
 	UID       string    `json:"uid"`
 	Attempt   uint32    `json:"attempt"`
-	State     string    `json:"state"` // the phase of the pod, or "failed" for one that was taken back
+	State     string    `json:"state"` // the phase of the pod, "failed" for one that was taken back, or "no pod yet"
 	Problem   string    `json:"problem,omitempty"`
 	Now       time.Time `json:"now"` // when it was asked
 	Ops       []TraceOp `json:"ops"` // in the order in which they began
@@ -112,6 +112,9 @@ func (s *Service) trace(pod podRef, r *podRecord) *Trace {
 		if op := &t.Ops[i]; op.Running && op.Name == opRunPod {
 			op.Waits = pluginOf(pod.id)
 		}
+	}
+	if last := len(t.Ops) - 1; r == nil && last >= 0 && t.Ops[last].Error == "" {
+		t.State = "no pod yet" // somebody pulls its images first
 	}
 	slices.SortStableFunc(t.Ops, func(a, b TraceOp) int { return a.Begun.Compare(b.Begun) })
 	t.Ops = distinct(t.Ops)

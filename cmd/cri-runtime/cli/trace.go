@@ -78,6 +78,7 @@ type traceRow struct {
 	at, took time.Duration // at: after the section's begin
 	running  bool
 	failed   bool
+	beyond   bool // a moment after the end of the axis
 	note     string
 }
 
@@ -103,7 +104,23 @@ func sections(t *admin.Trace) []section {
 			end = last
 		}
 	}
+	for i := range out {
+		out[i].stretch()
+	}
 	return out
+}
+
+// stretch makes room for moments a little after the last operation. What a program logs
+// much later must not make the start invisible.
+func (s *section) stretch() {
+	limit := s.span * 3 / 2
+	for i := range s.rows {
+		if r := &s.rows[i]; r.at > limit {
+			r.beyond = true
+		} else {
+			s.span = max(s.span, r.at)
+		}
+	}
 }
 
 // add draws an operation: a row for it, and one for each part.
@@ -149,7 +166,9 @@ func ending(op admin.TraceOp) string {
 
 func (s *section) put(r traceRow) {
 	s.rows = append(s.rows, r)
-	s.span = max(s.span, r.at+r.took)
+	if r.kind != rowMark {
+		s.span = max(s.span, r.at+r.took)
+	}
 }
 
 func opLabel(op admin.TraceOp) string {
@@ -276,7 +295,7 @@ func (r traceRow) ink() string {
 	switch {
 	case r.failed:
 		return "!"
-	case r.running:
+	case r.running, r.beyond:
 		return ">"
 	case r.kind == rowMark:
 		return "*"

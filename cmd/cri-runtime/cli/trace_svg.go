@@ -84,7 +84,11 @@ func svgBarRow(b *strings.Builder, r traceRow, span time.Duration, y int) {
 	svgText(b, left, y, "", shorten(r.label, 42))
 	x := svgX(r.at, span)
 	if r.kind == rowMark {
-		fmt.Fprintf(b, `<circle class="mark" cx="%.1f" cy="%d" r="4"/>`+"\n", x, y-4)
+		if r.beyond {
+			fmt.Fprintf(b, `<path class="mark" d="M%d %dl6 4l-6 4z"/>`+"\n", svgLabels+svgBars-6, y-8)
+		} else {
+			fmt.Fprintf(b, `<circle class="mark" cx="%.1f" cy="%d" r="4"/>`+"\n", x, y-4)
+		}
 		svgText(b, svgWidth-12, y, `class="n" text-anchor="end"`, fine(r.at))
 		return
 	}

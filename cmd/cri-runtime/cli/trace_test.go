@@ -37,10 +37,13 @@ func testTraces() map[string]*admin.Trace {
 	start := traceOp("StartContainer", 90*ms, step("make cgroup", 1*ms), step("launch", 3*ms))
 	first := begun.Add(97 * ms)
 	start.Container, start.FirstLog = "web", &first
+	late := begun.Add(time.Minute)
+	sidecar := traceOp("StartContainer", 92*ms, step("launch", 3*ms))
+	sidecar.Container, sidecar.FirstLog = "quiet", &late
 	later := traceOp("StartContainer", time.Hour, step("launch", 2*ms))
 	later.Container, later.Attempt = "web", 3
 	run := traceOp("RunPodSandbox", 0, step("make cgroup", 500*time.Microsecond), step("attach network", 4500*time.Microsecond))
-	good := &admin.Trace{Pod: "0123456789abcdef0123", Namespace: "default", Name: "web", State: "ready", Ops: []admin.TraceOp{run, pull, create, start, later}}
+	good := &admin.Trace{Pod: "0123456789abcdef0123", Namespace: "default", Name: "web", State: "ready", Ops: []admin.TraceOp{run, pull, create, start, sidecar, later}}
 
 	hangs := traceOp("RunPodSandbox", 0, step("make cgroup", 1*ms), step("attach network", 12*time.Second))
 	hangs.Running, hangs.Waits, hangs.Joined = true, "plugin bridge (process 123)", 2
@@ -148,7 +151,7 @@ func TestTraceSVG(t *testing.T) {
 // What begins long after all else has an axis of its own.
 func TestSections(t *testing.T) {
 	s := sections(testTraces()["good"])
-	if len(s) != 2 || s[0].span != 97*ms || s[1].span != 2*ms || len(s[1].rows) != 2 {
+	if len(s) != 2 || s[0].span != 97*ms || !s[0].rows[len(s[0].rows)-1].beyond || s[1].span != 2*ms || len(s[1].rows) != 2 {
 		t.Errorf("got %+v", s)
 	}
 }

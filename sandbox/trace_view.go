@@ -98,19 +98,15 @@ func (s *Service) trace(pod podRef, r *podRecord) *Trace {
 		}
 	}
 	t.Ops = append(t.Ops, s.flights.under(pod.id)...)
-	for _, o := range s.recent.find(func(o *recentOp) bool { return samePod(o.pod.meta, m) && (o.pod.id == "" || o.pod.id == pod.id) }) {
-		if r != nil && o.Begun.Before(r.CreatedAt) {
-			continue // for a pod before this one
-		}
-		op := o.TraceOp
-		if op.Running {
-			op.Steps, op.Waits = s.pullSteps(op.Image, op.Begun, t.Now.Sub(op.Begun))
-		}
-		t.Ops = append(t.Ops, op)
+	for _, o := range s.recent.find(func(o *recentOp) bool { return o.concerns(pod, r) }) {
+		t.Ops = append(t.Ops, o.TraceOp)
 	}
 	for i := range t.Ops {
-		if op := &t.Ops[i]; op.Running && op.Name == opRunPod {
+		switch op := &t.Ops[i]; {
+		case op.Running && op.Name == opRunPod:
 			op.Waits = pluginOf(pod.id)
+		case op.Running && op.Name == opPull:
+			op.Steps, op.Waits = s.pullSteps(op.Image, op.Begun, t.Now.Sub(op.Begun))
 		}
 	}
 	if last := len(t.Ops) - 1; r == nil && last >= 0 && t.Ops[last].Error == "" {
@@ -119,6 +115,12 @@ func (s *Service) trace(pod podRef, r *podRecord) *Trace {
 	slices.SortStableFunc(t.Ops, func(a, b TraceOp) int { return a.Begun.Compare(b.Begun) })
 	t.Ops = distinct(t.Ops)
 	return t
+}
+
+// concerns says whether an operation belongs to a pod, and to no pod of that name before
+// it. A pull has no pod's id.
+func (o *recentOp) concerns(pod podRef, r *podRecord) bool {
+	return samePod(o.pod.meta, pod.meta) && (o.pod.id == "" || o.pod.id == pod.id) && (r == nil || !o.Begun.Before(r.CreatedAt))
 }
 
 // distinct drops an operation that ended while it was looked for: it was found under
@@ -236,7 +238,7 @@ func pluginOf(pod ID) string {
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {
 		pids, _ := os.ReadFile(list)
-		for _, pid := range strings.Fields(string(pids)) {
+		for pid := range strings.FieldsSeq(string(pids)) {
 			if environ, err := os.ReadFile("/proc/" + pid + "/environ"); err != nil || !bytes.Contains(environ, []byte("CNI_CONTAINERID="+string(pod))) {
 				continue
 			}

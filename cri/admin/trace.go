@@ -10,11 +10,13 @@ import (
 	"github.com/cri-runtime/cri-runtime/sandbox"
 )
 
-// The answer of /v1/trace, in the provider's values.
 type (
-	Trace   = sandbox.Trace
+	// Trace is the answer of /v1/trace, in the provider's values.
+	Trace = sandbox.Trace
+	// TraceOp is one operation of it.
 	TraceOp = sandbox.TraceOp
-	Step    = sandbox.Step
+	// Step is a part of an operation.
+	Step = sandbox.Step
 )
 
 // Traces shows how pods started, or why one does not. A pod is named by id, a unique

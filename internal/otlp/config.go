@@ -82,7 +82,8 @@ func FromEnvironment(s Settings, env func(string) string) (*Config, error) {
 		protocol = get("PROTOCOL")
 	}
 	errs := []error{c.endpoint(endpoint, protocol, endpointForm{whole: whole, insecure: get("INSECURE") == "true"})}
-	errs = append(errs, c.request(get), c.delay(env("OTEL_BSP_SCHEDULE_DELAY")), c.sampler(env("OTEL_TRACES_SAMPLER"), env("OTEL_TRACES_SAMPLER_ARG")), c.resource(s.Service, env))
+	errs = append(errs, c.request(get), c.delay(env("OTEL_BSP_SCHEDULE_DELAY")), c.sampler(env("OTEL_TRACES_SAMPLER"), env("OTEL_TRACES_SAMPLER_ARG")))
+	c.resource(s.Service, env)
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -194,7 +195,7 @@ func pairs(list string) map[string]string {
 }
 
 // resource sets what is said about the program.
-func (c *Config) resource(service string, env func(string) string) error {
+func (c *Config) resource(service string, env func(string) string) {
 	given := pairs(env("OTEL_RESOURCE_ATTRIBUTES"))
 	if name := env("OTEL_SERVICE_NAME"); name != "" {
 		given["service.name"] = name
@@ -208,7 +209,6 @@ func (c *Config) resource(service string, env func(string) string) error {
 		c.Resource = append(c.Resource, Attribute{key, value})
 	}
 	slices.SortFunc(c.Resource, func(a, b Attribute) int { return strings.Compare(a.Key, b.Key) })
-	return nil
 }
 
 const (

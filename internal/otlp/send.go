@@ -136,9 +136,7 @@ func (c *Config) overGRPC(u *url.URL, trust *tls.Config) (sender, error) {
 }
 
 func (s *grpcSender) send(ctx context.Context, body []byte) ([]byte, error) {
-	for name, value := range s.config.Headers {
-		ctx = metadata.AppendToOutgoingContext(ctx, name, value)
-	}
+	ctx = metadata.NewOutgoingContext(ctx, metadata.New(s.config.Headers))
 	options := []grpc.CallOption{grpc.ForceCodec(raw{})}
 	if s.config.Gzip {
 		options = append(options, grpc.UseCompressor("gzip"))

@@ -168,7 +168,7 @@ func (s *Service) makeNamespaces(p *pod, r *podRecord) error {
 	if ns.User != nil {
 		spec.User = &namespace.UserMap{UIDs: idMaps(ns.User.UIDs), GIDs: idMaps(ns.User.GIDs)}
 	}
-	pins, err := namespace.Pin(s.paths.pins(p.id), spec)
+	pins, err := s.fresh.Pin(s.paths.pins(p.id), spec)
 	if err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
 	"github.com/cri-runtime/cri-runtime/oci/monitor"
 	"github.com/cri-runtime/cri-runtime/sandbox/journal"
 )
@@ -23,6 +24,7 @@ type Service struct {
 	events           broadcaster
 	recent           recent
 	specs            specCache
+	fresh            namespace.Pool // for pods that are about to come
 	sweeping         sync.WaitGroup
 	sweepDone        chan struct{} // closed when the leftovers of an earlier life are gone
 	stopSweep        context.CancelFunc
@@ -91,6 +93,7 @@ func (s *Service) Close() error {
 	s.stopSweep()
 	s.sweeping.Wait()
 	err := s.flights.close(closeLimit)
+	s.fresh.Close()
 	s.endsMu.Lock()
 	s.endsClosed = true
 	s.endsMu.Unlock()

@@ -20,7 +20,25 @@ var pinned = [...]Kind{User, Net, IPC, UTS}
 // Pin makes the namespaces of s and binds each to dir/KIND; the result holds these
 // paths. The directory is made if need be. On failure nothing is left but dir's
 // parents. The loopback link is not brought up here.
-func Pin(dir string, s Spec) (_ map[Kind]string, err error) {
+func Pin(dir string, s Spec) (map[Kind]string, error) {
+	return pin(dir, s, func(out map[Kind]string) error {
+		if s.User != nil {
+			return s.pinChild(out)
+		}
+		return visit(s.kinds(), func() error {
+			if err := unix.Unshare(s.flags()); err != nil {
+				return fmt.Errorf("make namespaces: %w", err)
+			}
+			if err := bind(ofProcess("/proc/thread-self"), out); err != nil {
+				return err
+			}
+			return s.setUp()
+		})
+	})
+}
+
+// pin calls put to make the files that it is told of into pins.
+func pin(dir string, s Spec, put func(out map[Kind]string) error) (_ map[Kind]string, err error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("pin namespaces: %w", err)
 	}
@@ -42,18 +60,7 @@ func Pin(dir string, s Spec) (_ map[Kind]string, err error) {
 	if len(out) == 0 {
 		return out, nil
 	}
-	if s.User != nil {
-		return out, s.pinChild(out)
-	}
-	return out, visit(s.kinds(), func() error {
-		if err := unix.Unshare(s.flags()); err != nil {
-			return fmt.Errorf("make namespaces: %w", err)
-		}
-		if err := bind("/proc/thread-self/ns", out); err != nil {
-			return err
-		}
-		return s.setUp()
-	})
+	return out, put(out)
 }
 
 // pinChild has the namespaces made by a child, because a process with several
@@ -66,7 +73,7 @@ func (s Spec) pinChild(out map[Kind]string) error {
 	proc := "/proc/" + strconv.Itoa(c.Pid)
 	err = s.User.write(proc)
 	if err == nil {
-		err = bind(proc+"/ns", out)
+		err = bind(ofProcess(proc), out)
 	}
 	if err = errors.Join(err, c.End()); err != nil {
 		return err
@@ -155,13 +162,18 @@ func (s Spec) kinds() (kinds []Kind) {
 	return kinds
 }
 
-// bind puts the namespaces that src, a process's ns directory, shows on their files.
-func bind(src string, out map[Kind]string) error {
+// ofProcess names the namespaces of a process by its directory in /proc.
+func ofProcess(proc string) func(Kind) string {
+	return func(k Kind) string { return proc + "/ns/" + string(k) }
+}
+
+// bind puts namespaces on their files.
+func bind(src func(Kind) string, out map[Kind]string) error {
 	for k, path := range out {
 		if err := unix.Mknod(path, unix.S_IFREG|0o600, 0); err != nil && err != unix.EEXIST {
 			return fmt.Errorf("pin %s namespace: make %s: %w", k, path, err)
 		}
-		if err := unix.Mount(src+"/"+string(k), path, "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(src(k), path, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("pin %s namespace on %s: %w", k, path, err)
 		}
 	}

@@ -23,6 +23,17 @@ func (n *Network) compile(l *loaded) *loaded {
 	return l
 }
 
+// use makes l the default network.
+func (n *Network) use(l *loaded) error {
+	if c := n.compile(l).compiled; c != nil {
+		if err := c.Prepare(); err != nil {
+			return fmt.Errorf("prepare the default network: %w", err)
+		}
+	}
+	n.builtinConf.Store(l)
+	return nil
+}
+
 // compiled returns l's plugins when all of them are used from this process: no program of
 // their names counts, or none is installed at this moment.
 func (n *Network) compiled(l *loaded) *builtin.Network {

@@ -108,8 +108,7 @@ func (n *Network) UpdatePodCIDR(cidrs []netip.Prefix) error {
 	if err := replaceFile(n.conf.StateDir, cidrFile, b); err != nil {
 		return err
 	}
-	n.builtinConf.Store(n.compile(l))
-	return nil
+	return n.use(l)
 }
 
 // dataDir is where the default network's addresses are. Up to version 0.1 they were where

@@ -120,7 +120,9 @@ func New(ctx context.Context, c Config) (*Network, error) {
 		if err != nil {
 			return nil, errors.Join(err, n.closePlugins())
 		}
-		n.builtinConf.Store(n.compile(l))
+		if err := n.use(l); err != nil {
+			return nil, errors.Join(err, n.closePlugins())
+		}
 	}
 	ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	n.status.kick = make(chan struct{}, 1)

@@ -170,7 +170,7 @@ func (p *Plugins) ensureGateway(br bridgeLink, conf *bridgeConf, res *types100.R
 		if want.Addr().Is6() {
 			forward = sysctl{"ipv6/conf/all/forwarding", "1"}
 		}
-		if err := forward.set(true); err != nil {
+		if err := forward.set(); err != nil {
 			return err
 		}
 	}
@@ -197,7 +197,7 @@ func (p *Plugins) addGateway(br bridgeLink, conf *bridgeConf, want netip.Prefix,
 		flags = unix.IFA_F_NODAD
 		// A node that boots with ipv6.disable=0 but disable_ipv6=1 for new links would
 		// refuse the address.
-		if err := (sysctl{"ipv6/conf/" + conf.BrName + "/disable_ipv6", "0"}).set(true); err != nil {
+		if err := (sysctl{"ipv6/conf/" + conf.BrName + "/disable_ipv6", "0"}).set(); err != nil {
 			return err
 		}
 	}
@@ -407,7 +407,7 @@ func (l *link) podSysctls() error {
 	if !slices.ContainsFunc(l.res.IPs, func(ip *types100.IPConfig) bool { return ip.Address.IP.To4() == nil }) {
 		return nil
 	}
-	return sysctl{v6 + "disable_ipv6", "0"}.set(true)
+	return sysctl{v6 + "disable_ipv6", "0"}.set()
 }
 
 func (l *link) route(r *types.Route) (nl.Route, error) {

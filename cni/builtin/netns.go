@@ -117,13 +117,10 @@ func (s sysctl) write() error {
 	return nil
 }
 
-// set writes the value unless it is there already; a kernel without the feature has no
-// such file, which may be fine. Plain system calls: package os makes a dozen of each.
-func (s sysctl) set(needed bool) error {
+// set writes the value unless it is there already. Plain system calls: package os makes
+// a dozen of each.
+func (s sysctl) set() error {
 	fd, err := unix.Open("/proc/sys/net/"+s.path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) && !needed {
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("open sysctl %s: %w", s.path, err)
 	}

@@ -19,6 +19,7 @@ type Network struct {
 	plugins *Plugins
 	version string
 	bridge  *bridgeConf
+	pool    *hostlocal.Pool
 	ports   bool // there is a portmap that wants to know of ports
 }
 
@@ -60,7 +61,7 @@ func (n *Network) compile(i int, conf []byte) bool {
 		if err != nil {
 			return false
 		}
-		b.manager, n.bridge = &addressPool{pool}, b
+		b.manager, n.bridge, n.pool = &addressPool{pool}, b, pool
 		return true
 	case i == 1 && common.Type == "portmap":
 		if _, _, err := readPorts(Call{Conf: conf}); err != nil {
@@ -82,6 +83,9 @@ func (a *addressPool) add(ctx context.Context, c Call) (*types100.Result, error)
 func (a *addressPool) del(_ context.Context, c Call) error {
 	return a.pool.Del(hostlocal.Request{ContainerID: c.ContainerID, IfName: c.IfName}, c.ips)
 }
+
+// Prepare makes what the network keeps on disk without pods.
+func (n *Network) Prepare() error { return n.pool.Make() }
 
 // A HostPort is a port of the node that leads to one of the pod. An invalid host address
 // stands for all of them.

@@ -196,7 +196,7 @@ func (p *Plugins) localnet(r *types100.Result) error {
 		if err != nil {
 			return fmt.Errorf("look up interface to pod address %v: %w", ip, err)
 		}
-		return sysctl{"ipv4/conf/" + l.Attrs().Name + "/route_localnet", "1"}.set(true)
+		return sysctl{"ipv4/conf/" + l.Attrs().Name + "/route_localnet", "1"}.set()
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 )
@@ -50,6 +51,24 @@ func Open(b []byte) (*Pool, error) {
 		return nil, err
 	}
 	return &Pool{c}, nil
+}
+
+// Make makes the directory and its own files, so that what appears there later is an
+// address of somebody.
+func (p *Pool) Make() error {
+	s, err := open(p.c.IPAM.DataDir, p.c.Name)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	for i := range p.c.sets {
+		fd, _, err := s.last(i)
+		if err != nil {
+			return err
+		}
+		_ = unix.Close(fd)
+	}
+	return nil
 }
 
 // Add reserves one address of each range set.

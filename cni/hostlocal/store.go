@@ -62,7 +62,7 @@ func openExisting(dataDir, network string) (*store, error) {
 	s.local.Lock()
 	var err error
 	s.dir, err = unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		s.close()
 		return nil, nil //nolint:nilnil // documented: nothing to release
 	}
@@ -200,7 +200,7 @@ func (s *store) create(ip netip.Addr, owner string) error {
 func (s *store) prepare(owner string) error {
 	const how = unix.O_CREAT | unix.O_EXCL | unix.O_WRONLY | unix.O_CLOEXEC
 	fd, err := unix.Openat(s.dir, newFile, how, 0o644)
-	if err == unix.EEXIST {
+	if errors.Is(err, unix.EEXIST) {
 		if err = unix.Unlinkat(s.dir, newFile, 0); err == nil {
 			fd, err = unix.Openat(s.dir, newFile, how, 0o644)
 		}

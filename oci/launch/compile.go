@@ -22,13 +22,14 @@ type compiler struct {
 	opts Options
 
 	mounts    []parsedMount
-	root      int // slot of the container's root mount
-	hostProc  int // slot of the host's procfs, 0 if not opened
-	proc1     int // slot of the container's procfs, 0 if it has none
-	dev       int // slot of the container's own /dev, 0 if it has none
-	pts       int // slot of its devpts
-	empty     int // slot of an empty read-only directory, for masks
-	null      int // slot of the host's null device, for masks
+	root      int   // slot of the container's root mount
+	hostProc  int   // slot of the host's procfs, 0 if not opened
+	proc1     int   // slot of the container's procfs, 0 if it has none
+	dev       int   // slot of the container's own /dev, 0 if it has none
+	pts       int   // slot of its devpts
+	empty     int   // slot of an empty read-only directory, for masks
+	null      int   // slot of the host's null device, for masks
+	cgroups   []int // slots of clones of the container's v1 cgroups, 0 for none
 	cwdResult int
 }
 

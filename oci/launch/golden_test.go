@@ -66,7 +66,7 @@ func TestGoldenPlans(t *testing.T) {
 	}
 	v1 := launch.Options{
 		CgroupTasks: []string{"/sys/fs/cgroup/memory/pod/c/tasks", "/sys/fs/cgroup/pids/pod/c/tasks"},
-		Hierarchies: []launch.Hierarchy{{Dir: "cpu,cpuacct", Controllers: []string{"cpu", "cpuacct"}}, {Dir: "systemd", Name: "systemd"}},
+		Hierarchies: []launch.Hierarchy{{Dir: "cpu,cpuacct", Controllers: []string{"cpu", "cpuacct"}, Source: "/sys/fs/cgroup/cpu,cpuacct/pod/c"}, {Dir: "systemd", Name: "systemd"}},
 		Seccomp:     killer(0),
 	}
 	l, err := launch.Compile(kubelet, v1)

@@ -302,15 +302,32 @@ func TestCgroupV1(t *testing.T) {
 		o.CgroupTasks = append(o.CgroupTasks, filepath.Join(dir, "tasks"))
 		o.Hierarchies = append(o.Hierarchies, launch.Hierarchy{Dir: h, Controllers: []string{h}})
 	}
+	// Beside the cgroups, their mounts: each shows its own as the root, read-only, and hears nothing.
 	s := baseSpec(`grep -E ':(pids|memory):' /proc/self/cgroup | cut -d: -f2-; [ -e /sys/fs/cgroup/pids/pids.max ] && echo own
-		touch /sys/fs/cgroup/x 2>/dev/null || echo ro; echo 1 2>/dev/null >/sys/fs/cgroup/pids/pids.max || echo ro`)
+		touch /sys/fs/cgroup/x 2>/dev/null || echo ro; echo 1 2>/dev/null >/sys/fs/cgroup/pids/pids.max || echo ro
+		grep -E ' /sys/fs/cgroup/(pids|memory) ' /proc/self/mountinfo | cut -d' ' -f4-7`)
 	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
 		Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
-	out, code := run(t, s, o)
-	lines := strings.Fields(out)
-	slices.Sort(lines)
-	if got := strings.Join(lines, " "); code != 0 || got != "memory:/ own pids:/ ro ro" {
-		t.Errorf("got exit %d and %q", code, out)
+	for name, source := range map[string]bool{"mounted": false, "cloned": true} {
+		t.Run(name, func(t *testing.T) {
+			o := o
+			o.Hierarchies = slices.Clone(o.Hierarchies)
+			for i := range o.Hierarchies {
+				if source {
+					o.Hierarchies[i].Source = filepath.Dir(o.CgroupTasks[i])
+				}
+			}
+			out, code := run(t, s, o)
+			lines := strings.Split(strings.TrimSpace(out), "\n")
+			slices.Sort(lines)
+			want := []string{
+				"/ /sys/fs/cgroup/memory ro,nosuid,nodev,noexec,relatime -", "/ /sys/fs/cgroup/pids ro,nosuid,nodev,noexec,relatime -",
+				"memory:/", "own", "pids:/", "ro", "ro",
+			}
+			if code != 0 || !slices.Equal(lines, want) {
+				t.Errorf("got exit %d and %q, want %q", code, lines, want)
+			}
+		})
 	}
 }
 

@@ -99,6 +99,9 @@ type Hierarchy struct {
 	Dir         string   // directory name below /sys/fs/cgroup: "cpu,cpuacct"
 	Controllers []string // mount options; empty for a named one
 	Name        string   // of a named hierarchy: "systemd"
+	// Source is the container's directory in it on the host, or empty: see
+	// compiler.cgroupSources.
+	Source string
 }
 
 // Options are what the spec does not say.

@@ -111,10 +111,36 @@ func (c *compiler) attachRoot() error {
 	if len(c.spec.Linux.MaskedPaths) != 0 {
 		c.maskSources()
 	}
+	c.cgroupSources()
 	c.say("attach the root filesystem")
 	c.do(unix.SYS_UMASK, plan.I(0))
 	c.attachAt(c.root, cwdFD, "/")
 	return nil
+}
+
+// cgroupSources clones the container's directories in the v1 hierarchies, which is all that a
+// mount of the hierarchy shows in a cgroup namespace. The kernel looks at every cgroup of the
+// node for each such mount (cgroup_lock_and_drain_offline, in cgroup1_get_tree).
+func (c *compiler) cgroupSources() {
+	c.cgroups = make([]int, len(c.opts.Hierarchies))
+	if s := find(c.in.spaces, specs.CgroupNamespace); s == nil || s.Path != "" || !c.showsHierarchies() {
+		return
+	}
+	for i, h := range c.opts.Hierarchies {
+		if h.Source != "" {
+			c.say("clone cgroup %s", h.Source)
+			c.cgroups[i] = c.get(unix.SYS_OPEN_TREE, cwdFD, c.Str(h.Source), plan.I(unix.OPEN_TREE_CLONE|cloexec))
+		}
+	}
+}
+
+func (c *compiler) showsHierarchies() bool {
+	for _, m := range c.mounts {
+		if !m.bind && m.fstype == "cgroup" {
+			return true
+		}
+	}
+	return false
 }
 
 // maskSources makes what masks are clones of. Before Linux 6.15 only attached mounts
@@ -184,13 +210,18 @@ func (c *compiler) cgroupTree(attr uint64) int {
 
 func (c *compiler) fillCgroupTree(tree int, attr uint64) {
 	what := c.what
-	for _, h := range c.opts.Hierarchies {
+	for i, h := range c.opts.Hierarchies {
 		c.say("%s: hierarchy %s", what, h.Dir)
-		options := h.Controllers
-		if h.Name != "" {
-			options = []string{"none", "name=" + h.Name}
+		fs := c.cgroups[i]
+		if fs != 0 {
+			c.setAttr(fs, false, c.mountAttr(attr&^unix.MOUNT_ATTR__ATIME, unix.MS_PRIVATE))
+		} else {
+			options := h.Controllers
+			if h.Name != "" {
+				options = []string{"none", "name=" + h.Name}
+			}
+			fs = c.newFS("cgroup", "cgroup", attr, options)
 		}
-		fs := c.newFS("cgroup", "cgroup", attr, options)
 		c.do(unix.SYS_MKDIRAT, plan.S(tree), c.Str(h.Dir), plan.I(dirMode))
 		c.attachAt(fs, plan.S(tree), h.Dir)
 		for _, ctl := range h.Controllers {

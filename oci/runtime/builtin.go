@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -42,7 +44,7 @@ const filterCache = 64
 func NewBuiltin(s Starter, h *cgroup.Host, f Features) *Builtin {
 	b := &Builtin{starter: s, filters: seccomp.NewCache(filterCache), features: f}
 	for _, l := range h.Legacy() {
-		b.hierarchies = append(b.hierarchies, launch.Hierarchy{Dir: l.Dir, Controllers: l.Controllers, Name: l.Name})
+		b.hierarchies = append(b.hierarchies, launch.Hierarchy{Dir: l.Dir, Controllers: l.Controllers, Name: l.Name, Source: l.Mount})
 	}
 	return b
 }
@@ -59,15 +61,31 @@ func (b *Builtin) Plan(spec *specs.Spec, g *cgroup.Group) (*launch.Launch, error
 	if err != nil {
 		return nil, err
 	}
-	o := launch.Options{Hierarchies: b.hierarchies, Seccomp: filter.Bytes(), SeccompFlags: uint64(filter.Flags)}
+	o := launch.Options{Seccomp: filter.Bytes(), SeccompFlags: uint64(filter.Flags)}
 	if g != nil {
 		o.CgroupTasks, o.CgroupDir = g.TasksPaths(), g.DirPath()
 	}
+	o.Hierarchies = b.sources(o.CgroupTasks)
 	l, err := launch.Compile(spec, o)
 	if err != nil {
 		return nil, fmt.Errorf("compile launch: %w", err)
 	}
 	return l, nil
+}
+
+// sources names the container's directory in each hierarchy in which it has one.
+func (b *Builtin) sources(tasks []string) []launch.Hierarchy {
+	list := slices.Clone(b.hierarchies)
+	for i := range list {
+		mount := list[i].Source
+		list[i].Source = ""
+		for _, t := range tasks {
+			if strings.HasPrefix(t, mount+"/") {
+				list[i].Source = filepath.Dir(t)
+			}
+		}
+	}
+	return list
 }
 
 func (b *Builtin) filter(spec *specs.Spec) (seccomp.Program, error) {

@@ -33,12 +33,13 @@ type Hierarchy struct {
 	Dir         string   // base name of its mount point: "cpu,cpuacct"
 	Controllers []string // empty for a named one
 	Name        string   // of a named one: "systemd"
+	Mount       string   // where it is mounted
 }
 
 // Legacy lists the v1 hierarchies, none where v2 has the controllers.
 func (h *Host) Legacy() (out []Hierarchy) {
 	for _, x := range h.legacy {
-		l := Hierarchy{Dir: filepath.Base(x.mount)}
+		l := Hierarchy{Dir: filepath.Base(x.mount), Mount: x.mount}
 		for _, c := range x.controllers {
 			if name, ok := strings.CutPrefix(c, "name="); ok {
 				l.Name = name

@@ -23,6 +23,7 @@ import (
 const (
 	queueLimit  = 2048 // spans
 	batchLimit  = 512
+	dropLimit   = queueLimit / 8
 	batchDelay  = 5 * time.Second
 	retryLimit  = time.Minute // between two attempts while the collector does not answer
 	logInterval = time.Minute
@@ -79,6 +80,7 @@ func (e *Exporter) Add(spans ...Span) {
 	e.mu.Lock()
 	e.queue = append(e.queue, spans...)
 	if over := len(e.queue) - queueLimit; over > 0 {
+		over = min(over+dropLimit, len(e.queue)) // many at once: the rest is moved each time
 		e.queue = slices.Delete(e.queue, 0, over)
 		e.dropped += uint64(over) // #nosec G115 -- positive
 	}

@@ -64,6 +64,10 @@ the last few are kept.`,
 // container that is started an hour later would make all else invisible.
 const sectionGap = time.Minute
 
+// leastStep is what a part takes that is worth a line: in a pod without image volumes,
+// making them is two comparisons.
+const leastStep = 10 * time.Microsecond
+
 // A section is what is drawn on one axis.
 type section struct {
 	begun time.Time
@@ -139,11 +143,14 @@ func (s *section) add(op admin.TraceOp) {
 	s.put(whole)
 	for i, step := range op.Steps {
 		row := traceRow{label: step.Name, kind: rowStep, at: at, took: step.Took}
-		if i == len(op.Steps)-1 {
+		last := i == len(op.Steps)-1
+		if last {
 			row.running, row.failed = op.Running, op.Error != ""
 			row.note = ending(op)
 		}
-		s.put(row)
+		if last || step.Took >= leastStep {
+			s.put(row)
+		}
 		at += step.Took
 	}
 	if op.FirstLog != nil {

@@ -42,7 +42,7 @@ func testTraces() map[string]*admin.Trace {
 	sidecar.Container, sidecar.FirstLog = "quiet", &late
 	later := traceOp("StartContainer", time.Hour, step("launch", 2*ms))
 	later.Container, later.Attempt = "web", 3
-	run := traceOp("RunPodSandbox", 0, step("make cgroup", 500*time.Microsecond), step("attach network", 4500*time.Microsecond))
+	run := traceOp("RunPodSandbox", 0, step("make cgroup", 500*time.Microsecond), step("hidden", 9*time.Microsecond), step("attach network", 4491*time.Microsecond))
 	good := &admin.Trace{Pod: "0123456789abcdef0123", Namespace: "default", Name: "web", State: "ready", Ops: []admin.TraceOp{run, pull, create, start, sidecar, later}}
 
 	hangs := traceOp("RunPodSandbox", 0, step("make cgroup", 1*ms), step("attach network", 12*time.Second))
@@ -84,6 +84,9 @@ func TestTraceCommand(t *testing.T) {
 			if !strings.Contains(out.String(), w) {
 				t.Errorf("%s: got\n%s, want %q in it", name, out.String(), w)
 			}
+		}
+		if strings.Contains(out.String(), "hidden") {
+			t.Errorf("%s: a part of no length has a line", name)
 		}
 		if strings.Contains(out.String(), "\x1b") {
 			t.Errorf("%s: an error steers the terminal", name)

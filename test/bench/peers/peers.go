@@ -137,5 +137,5 @@ func runnable(ctx context.Context, program, tool string) (string, error) {
 		return "", fmt.Errorf("%s --version: %w: %s", program, err, out)
 	}
 	line, _, _ := strings.Cut(string(out), "\n")
-	return line, nil
+	return strings.TrimSpace(line), nil
 }

@@ -22,6 +22,7 @@ func (r *results) markdown() string {
 	if r.Options.Short {
 		b.WriteString("- **with few pods: this shows whether it works, and is no measurement**\n")
 	}
+	r.quiet(&b)
 	b.WriteString("\nRuntimes, with what differs from their defaults:\n\n")
 	for _, t := range r.Targets {
 		fmt.Fprintf(&b, "- **%s**: %s; %s\n", t.Name, t.Version, strings.Join(t.Settings, ", "))
@@ -46,6 +47,25 @@ func (r *results) markdown() string {
 		}
 	}
 	return b.String()
+}
+
+// quiet says whether the machine was. Nothing is taken out of the figures either way.
+func (r *results) quiet(b *strings.Builder) {
+	busy, most := 0, 0.0
+	for _, s := range r.Samples {
+		if s.busy() {
+			busy++
+		}
+		if s.Length > 0 {
+			most = max(most, s.Others/s.Length)
+		}
+	}
+	if busy == 0 {
+		fmt.Fprintf(b, "- the machine was quiet: others than runtime, pods and client used at most %s of a processor in any sample\n", report.Number(most))
+		return
+	}
+	fmt.Fprintf(b, "- **the machine was not quiet**: in %d of %d samples others than runtime, pods and client used more than a quarter of a processor, at most %s: "+
+		"times and CPU are too high, ratios are less certain, memory and counts hold\n", busy, len(r.Samples), report.Number(most))
 }
 
 // table has a row for each figure of a phase, and a column for each runtime.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cri-runtime/cri-runtime/test/bench/load"
 	"github.com/cri-runtime/cri-runtime/test/bench/stage"
 )
@@ -23,6 +25,9 @@ type sample struct {
 	Length      float64 `json:"length_s"`
 	MemoryStall float64 `json:"memory_stall_s"`
 	Stolen      float64 `json:"stolen_s"`
+	// Others is CPU of all that is neither runtime, pods nor client: kernel threads, and
+	// whatever else the machine did.
+	Others float64 `json:"others_cpu_s"`
 
 	Start float64 `json:"start_ms,omitempty"` // from the start of the daemon to its first answer
 
@@ -244,11 +249,27 @@ func (b *bench) measureOne(ctx context.Context, p phase, r *runtime) (s sample, 
 	}
 	limited, cancel := context.WithTimeout(ctx, phaseLimit)
 	defer cancel()
-	stall, steal, begin := stage.Stalled(), stage.Stolen(), time.Now()
+	stall, steal, others, begin := stage.Stalled(), stage.Stolen(), d.others(), time.Now()
 	err = p.run(limited, b, d, &s)
 	s.Length, s.MemoryStall, s.Stolen = time.Since(begin).Seconds(), (stage.Stalled() - stall).Seconds(), (stage.Stolen() - steal).Seconds()
+	if !d.external() { // whose CPU is among that of the others
+		s.Others = max(0, (d.others() - others).Seconds())
+	}
 	return s, err
 }
+
+// others is the time that the processors have worked for neither the runtime nor us.
+func (d *daemon) others() time.Duration {
+	var self unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &self); err != nil {
+		return 0
+	}
+	used, _ := d.cgroup.CPU() // of somebody else's: none
+	return stage.MachineCPU() - used - time.Duration(self.Utime.Nano()+self.Stime.Nano())
+}
+
+// busy says that others have used more than a quarter of a processor.
+func (s sample) busy() bool { return s.Others > s.Length/4 }
 
 // chosen are the phases that were asked for.
 func (o options) chosen() (out []phase) {

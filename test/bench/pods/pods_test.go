@@ -42,7 +42,7 @@ func made() *results {
 			Pods: 10, Before: memory(2, 20000), After: memory(2, 20500), Ready: make(load.Samples, 20), Poll: load.Steps{"ListContainerStats": {1, 2, 3}},
 		}},
 		sample{Phase: "density", Target: crioCrun, Density: &load.Density{Pods: 10, Before: memory(1, 20000), After: memory(11, 23000), Ready: make(load.Samples, 20)}},
-		sample{Phase: "counts", Target: ours, Length: 10, Stolen: 1, Counts: &counts{Pods: 5, Programs: map[string]int{}, Syncs: map[string]int{"fsync": 5}}})
+		sample{Phase: "counts", Target: ours, Length: 10, Stolen: 1, Others: 3, Counts: &counts{Pods: 5, Programs: map[string]int{}, Syncs: map[string]int{"fsync": 5}}})
 	return r
 }
 
@@ -123,7 +123,7 @@ func TestReport(t *testing.T) {
 		"| PSS per pod, KiB | 50.0 | 300 | crio-crun | 0.167 |",
 		"| ours | 22.0 (cri-monitor 2.00, cri-runtime 20.0) |",
 		"disturbed, but counted: ours, round 1: the hypervisor took 1.0 CPU s in 10.0 s",
-		"- ours: fsync 1.00",
+		"- ours: fsync 1.00", "in 1 of 14 samples others than",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("report lacks %q:\n%s", want, text)

@@ -136,12 +136,13 @@ func TestTrace(t *testing.T) {
 
 // TestTraceSaysWhyAPodIsStuck: nobody has the id of a pod that hangs in its start.
 func TestTraceSaysWhyAPodIsStuck(t *testing.T) {
-	n, mode, _ := broken(t)
+	n, mode, calls := broken(t)
 	mode("hang")
 	var wg sync.WaitGroup
 	wg.Go(func() { n.pod(t, podConfig(n, "stuck")) })
 	defer wg.Wait()
 	defer mode("ok")
+	eventually(t, "the plugin hangs", func() bool { return calls("ADD") == 1 })
 	eventually(t, "the trace names the stage and the plugin", func() bool {
 		out, _, err := n.command(t, "trace", "--admin", n.adminSocket(), "ns/stuck")
 		return err == nil && strings.Contains(out, "so far; plugin faulty (process ")

@@ -84,7 +84,7 @@ func TestNothingIsLeft(t *testing.T) {
 			}
 			left, _ := filepath.Glob("/sys/fs/cgroup/*/" + work.Cgroup)
 			two, _ := filepath.Glob("/sys/fs/cgroup/" + work.Cgroup)
-	more, _ := filepath.Glob(filepath.Join(disk, "*"))
+			more, _ := filepath.Glob(filepath.Join(disk, "*"))
 			if left = append(append(left, two...), more...); len(left) > 0 {
 				t.Errorf("left: %v", left)
 			}

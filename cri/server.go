@@ -73,10 +73,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g.Go(func() error { return sessions.Serve(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
-		// Stop makes a GracefulStop that still waits return as well.
-		cut := time.AfterFunc(s.deps.StopGrace, srv.Stop)
-		defer cut.Stop()
-		srv.GracefulStop()
+		all := make(chan struct{})
+		go func() { srv.GracefulStop(); close(all) }() // ends with the last call, or with the process
+		select {
+		case <-all:
+		case <-time.After(s.deps.StopGrace):
+			// What goes on nevertheless is cut off by whoever does it: see sandbox.Service.Close.
+			srv.Stop()
+		}
 		return nil
 	})
 	return g.Wait()

@@ -73,8 +73,11 @@ func TestStartOutlivesItsRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.gate <- struct{}{} // the start hangs
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
+	first := make(chan error, 1)
+	go func() { first <- b.StartContainer(ctx, id) }() // ends with the start
+	waitBlocked(t)
 	if err := b.StartContainer(ctx, id); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "wait for the container") {
 		t.Errorf("got %v, want the deadline and the stage", err)
 	}
@@ -82,8 +85,8 @@ func TestStartOutlivesItsRequest(t *testing.T) {
 	go func() { retry <- b.StartContainer(t.Context(), id) }() // ends with the start
 	waitBlocked(t)
 	c.gate.leave()
-	if err := <-retry; err != nil {
-		t.Errorf("retry: %v", err)
+	if err := errors.Join(<-first, <-retry); err != nil {
+		t.Errorf("first call and retry: %v", err)
 	}
 	if err := b.StartContainer(t.Context(), id); err != nil {
 		t.Errorf("a later retry: %v", err)

@@ -49,6 +49,13 @@ func TestPodThatCannotBeTakenBackStaysVisible(t *testing.T) {
 	}
 }
 
+// gone is the context of a caller that has hung up.
+func gone(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
+}
+
 func TestRetryOfRunPodGetsTheSamePod(t *testing.T) {
 	b := newBench(t)
 	enter, leave := make(chan struct{}), make(chan struct{})
@@ -56,13 +63,15 @@ func TestRetryOfRunPodGetsTheSamePod(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if _, err := b.RunPod(ctx, podConfig("a")); !errors.Is(err, context.Canceled) {
-			t.Errorf("first call: got %v, want %v", err, context.Canceled)
+		if _, err := b.RunPod(ctx, podConfig("a")); err != nil {
+			t.Errorf("first call: got %v, want its work to be done", err)
 		}
 	})
 	<-enter
-	cancel() // the caller goes, the work goes on
-	wg.Wait()
+	if _, err := b.RunPod(gone(t), podConfig("a")); !errors.Is(err, context.Canceled) {
+		t.Errorf("a call that joins and goes: got %v, want %v", err, context.Canceled)
+	}
+	cancel() // the first caller goes too, the work goes on
 	ids := make([]ID, 2)
 	for i := range ids {
 		wg.Go(func() { ids[i] = b.pod(t, "a") })
@@ -231,6 +240,10 @@ func TestLeftoversGoBeforeNewPods(t *testing.T) {
 	if err := b.StopContainer(t.Context(), id, 0); err != nil {
 		t.Errorf("stop beside the sweep: %v", err)
 	}
+	var wg sync.WaitGroup
+	wg.Go(func() { b.container(t, pod, "later") })
+	wg.Go(func() { b.pod(t, "later") })
+	waitBlocked(t)
 	hasty, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := b.CreateContainer(hasty, pod, containerConfig("later")); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "leftovers") {
@@ -240,12 +253,7 @@ func TestLeftoversGoBeforeNewPods(t *testing.T) {
 		t.Errorf("run: got %v, want none before the leftovers are gone", err)
 	}
 	close(collect)
-	if _, err := b.RunPod(t.Context(), podConfig("later")); err != nil {
-		t.Errorf("run afterwards: %v", err)
-	}
-	if _, err := b.CreateContainer(t.Context(), pod, containerConfig("later")); err != nil {
-		t.Errorf("create afterwards: %v", err)
-	}
+	wg.Wait()
 }
 
 func TestEventsInOrder(t *testing.T) {

@@ -111,22 +111,12 @@ func (s *Service) tearDown(ctx context.Context, p *pod) error {
 	return s.stepPodDown(ctx, p, r, podTornDown)
 }
 
+// removeCgroup ends what is in a cgroup and removes it.
 func (s *Service) removeCgroup(ctx context.Context, path string) error {
 	if path == "" {
 		return nil
 	}
-	g, err := s.Cgroups.Open(cgroup.Path(path))
-	if errors.Is(err, errdef.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open cgroup %s: %w", path, err)
-	}
-	defer g.Close()
-	if err := g.Kill(ctx); err != nil {
-		return fmt.Errorf("kill cgroup %s: %w", path, err)
-	}
-	if err := g.Remove(ctx); err != nil {
+	if err := s.Cgroups.Destroy(ctx, cgroup.Path(path)); err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", path, err)
 	}
 	return nil

@@ -61,14 +61,14 @@ func (c *CLI) probe(ctx context.Context) (a abilities, err error) {
 }
 
 // subCgroup is how exec is told of the session's cgroup; "" when it cannot be. In v1
-// only the freezer's hierarchy has one.
+// only the freezer's hierarchy has one, if the program made the container's there.
 func (a abilities) subCgroup(g *cgroup.Group) string {
 	name := g.Path()
 	base := string(name)[strings.LastIndexByte(string(name), '/')+1:]
 	switch {
 	case len(g.TasksPaths()) == 0 && a.sub:
 		return base
-	case len(g.TasksPaths()) > 0 && a.perController:
+	case a.perController && slices.ContainsFunc(g.TasksPaths(), func(tasks string) bool { return inSession(tasks, g) }):
 		return "freezer:" + base
 	}
 	return ""

@@ -153,7 +153,11 @@ func TestCgroupParent(t *testing.T) {
 		if f[1] == "" && !node.UnifiedCgroups() || strings.HasPrefix(f[1], "name=") {
 			continue // a hierarchy without controllers
 		}
-		if want := string(parent) + "/" + ctr; f[2] != want {
+		want := string(parent) + "/" + ctr
+		if f[1] == "freezer" && g.DirPath() != "" && strings.HasPrefix(want, f[2]) {
+			continue // v2 freezes and kills: the container shares the freezer of what is above it
+		}
+		if f[2] != want {
 			t.Errorf("%s: in %s, want %s", f[1], f[2], want)
 		}
 	}

@@ -18,12 +18,24 @@ func fakeV2(t *testing.T) *Host {
 
 func writeNew(name, text string) error { return os.WriteFile(name, []byte(text), 0o644) }
 
-// Only lets the kernel tests of other modes reduce a hybrid host to its v2 tree.
+// Only lets the kernel tests of other modes reduce a hybrid host to one of its halves.
 func (h *Host) Only(v2 bool) *Host {
 	if v2 {
 		return &Host{mode: Unified, unified: h.unified}
 	}
-	return &Host{mode: Legacy, legacy: h.legacy}
+	out := &Host{mode: Legacy}
+	for _, x := range h.legacy {
+		alone := *x
+		alone.shared = false
+		out.legacy = append(out.legacy, &alone)
+	}
+	return out
+}
+
+// Shares tells whether the group uses another one's directory in a controller's hierarchy.
+func (g *Group) Shares(controller string) bool {
+	m, ok := g.of(controller)
+	return ok && !m.own
 }
 
 // AttachDevices puts rules on a v2 directory whatever the host's mode.

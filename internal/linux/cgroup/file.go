@@ -65,7 +65,10 @@ func readString(name string) (string, error) {
 		case n == 0:
 			return string(bytes.TrimSpace(out)), nil
 		default:
-			out = append(out, buf[:n]...)
+			// The kernel returns as many lines as there is room for.
+			if out = append(out, buf[:n]...); n < len(buf)/2 {
+				return string(bytes.TrimSpace(out)), nil
+			}
 		}
 	}
 }

@@ -29,7 +29,7 @@ type Group struct {
 type member struct {
 	*hierarchy
 	path string
-	own  bool // false: an exec session shares its container's
+	own  bool // false: it is another cgroup's, which this one shares
 }
 
 // Path is the cgroup's name.
@@ -114,9 +114,10 @@ func (g *Group) Update(r Resources) error {
 	return nil
 }
 
+// apply writes the limits. A fresh cgroup has the kernel's defaults, and goes when it fails.
 func (g *Group) apply(r Resources, fresh bool) error {
-	var swapNow uint64
-	if m, ok := g.of("memory"); ok && !m.v2 {
+	swapNow := unlimited
+	if m, ok := g.of("memory"); ok && !m.v2 && !fresh && r.MemorySwapLimit != 0 {
 		// Absent without swap accounting; then the order does not matter.
 		swapNow, _ = readNumber(filepath.Join(m.path, "memory.memsw.limit_in_bytes"))
 	}
@@ -169,8 +170,31 @@ func (g *Group) writeOne(s setting, fresh bool, done *[]written) error {
 		return fmt.Errorf("set %s: the node has no %s controller: %w", s.file, s.controller, errdef.ErrInvalid)
 	}
 	name := filepath.Join(m.path, s.file)
-	former, err := readString(name)
-	if errors.Is(err, os.ErrNotExist) {
+	rest, partly := strings.CutPrefix(s.value, keep+" ")
+	former, value := "", s.value
+	var err error
+	if !fresh || partly {
+		former, err = readString(name)
+	}
+	if err == nil && partly {
+		first, _, _ := strings.Cut(former, " ")
+		value = first + " " + rest
+	}
+	if err == nil && s.shrinks != 0 && !fresh {
+		if err := shrink(m.path, s.shrinks); err != nil {
+			return err
+		}
+	}
+	if err == nil {
+		err = writeFile(name, value)
+	}
+	switch {
+	case err == nil:
+		if !fresh {
+			*done = append(*done, written{name, former})
+		}
+		return nil
+	case errors.Is(err, os.ErrNotExist):
 		if _, e := os.Stat(m.path); e != nil {
 			return notFound(e)
 		}
@@ -178,25 +202,6 @@ func (g *Group) writeOne(s setting, fresh bool, done *[]written) error {
 			return nil
 		}
 		return fmt.Errorf("set %s: the kernel does not have it here: %w", s.file, errdef.ErrInvalid)
-	}
-	if err != nil {
-		return fmt.Errorf("set %s: %w", s.file, err)
-	}
-	if s.shrinks != 0 && !fresh {
-		if err := shrink(m.path, s.shrinks); err != nil {
-			return err
-		}
-	}
-	value := s.value
-	if rest, ok := strings.CutPrefix(value, keep+" "); ok {
-		first, _, _ := strings.Cut(former, " ")
-		value = first + " " + rest
-	}
-	err = writeFile(name, value)
-	switch {
-	case err == nil:
-		*done = append(*done, written{name, former})
-		return nil
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("set %s: more is in use: %w: %w", s.file, err, errdef.ErrPhase)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), errors.Is(err, unix.ENOSPC):
@@ -227,7 +232,7 @@ func shrink(dir string, to uint64) error {
 // Exec makes a sub-cgroup for one exec session, so that its whole tree can be
 // killed. Its JoinFiles and Dir work like the container's own. In v2 it has no
 // controllers, so the container's limits hold; in v1 only the freezer's hierarchy
-// has it, and the others are the container's own.
+// has it, where the container has one there, and the others are the container's own.
 func (g *Group) Exec(name string) (_ *Group, err error) {
 	p := g.path.Join(name)
 	if p.Parent() != g.path {
@@ -246,7 +251,10 @@ func (g *Group) Exec(name string) (_ *Group, err error) {
 		}
 	}()
 	for _, m := range g.members {
-		if !m.v2 && !m.has("freezer") {
+		if m.shared {
+			m = m.nearest(g.path) // an OCI runtime program has made its own meanwhile
+		}
+		if !m.v2 && !(m.own && m.has("freezer")) {
 			x.members = append(x.members, member{m.hierarchy, m.path, false})
 			continue
 		}

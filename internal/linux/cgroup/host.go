@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
@@ -29,6 +30,9 @@ type hierarchy struct {
 	mount       string
 	controllers []string // v1: of the mount; v2: offered at its root
 	v2          bool
+	// shared: a cgroup does not need a directory of its own here, and uses the nearest
+	// one above that is there.
+	shared bool
 }
 
 func (h *hierarchy) has(controller string) bool { return slices.Contains(h.controllers, controller) }
@@ -81,6 +85,10 @@ func fromMounts(mounts []*mountinfo.Info) (*Host, error) {
 	}
 	if h.mode == Unified {
 		h.legacy = nil // a lone name=systemd beside v2 is of no use
+	}
+	for _, x := range h.legacy {
+		// It limits and counts nothing, and v2 kills and freezes better.
+		x.shared = h.unified != nil && len(x.controllers) == 1 && x.has("freezer")
 	}
 	return h, nil
 }
@@ -168,36 +176,126 @@ func (h *Host) Create(p Path, r Resources) (_ *Group, err error) {
 			}
 		}
 	}()
-	g := &Group{host: h, path: p}
-	for _, x := range h.all() {
-		if err := x.makeDirs(p, &made); err != nil {
+	all := h.all()
+	g := &Group{host: h, path: p, members: make([]member, 0, len(all))}
+	fresh := true
+	for _, x := range all {
+		if x.shared {
+			g.members = append(g.members, x.nearest(p))
+			continue
+		}
+		m := member{x, x.dir(p), true}
+		isNew, err := x.make(m.path, p, &made)
+		if err != nil {
 			return nil, fmt.Errorf("create cgroup %s: %w", p, err)
 		}
-		g.members = append(g.members, member{x, x.dir(p), true})
+		fresh = fresh && isNew
+		g.members = append(g.members, m)
 	}
-	if err := g.apply(r, true); err != nil {
+	if err := g.apply(r, fresh); err != nil {
 		return nil, fmt.Errorf("create cgroup %s: %w", p, err)
 	}
 	return g, nil
 }
 
-// makeDirs makes what is missing of the path and prepares each directory for the
-// next: v1 cpusets are unusable while empty, v2 controllers are passed on by name.
+// make makes the directory and tells whether it was not there. It tries the last one
+// first: its parents are there as a rule, and prepared for it.
+func (h *hierarchy) make(dir string, p Path, made *[]string) (isNew bool, err error) {
+	up := filepath.Dir(dir)
+	cpuset := !h.v2 && h.has("cpuset")
+	if cpuset {
+		// The kernel then gives a new cpuset what its parent has. Writing the same values
+		// into it would have them applied, which takes the locks of CPU hotplug.
+		_ = writeFile(up+"/cgroup.clone_children", "1")
+	}
+	err = mkdir(dir)
+	if err == unix.ENOENT {
+		if err = h.makeDirs(p.Parent(), made); err == nil {
+			err = mkdir(dir)
+		}
+	}
+	switch {
+	case err == nil:
+		isNew = true
+		*made = append(*made, dir)
+	case err != unix.EEXIST:
+		return false, &os.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
+	switch {
+	case h.v2:
+		return isNew, h.ensurePassed(dir, p)
+	case cpuset:
+		if cpusetFilled(dir) {
+			return isNew, nil
+		}
+		return isNew, h.makeDirs(p, made)
+	}
+	return isNew, nil
+}
+
+// cpusetFilled tells whether processes can join.
+func cpusetFilled(dir string) bool {
+	cpus, err1 := readString(dir + "/cpuset.cpus")
+	mems, err2 := readString(dir + "/cpuset.mems")
+	return err1 == nil && err2 == nil && cpus != "" && mems != ""
+}
+
+// nearest finds the directory of the cgroup, or else the next one above it.
+func (h *hierarchy) nearest(p Path) member {
+	for at := p; at != "/"; at = at.Parent() {
+		if dir := h.dir(at); isDir(dir) {
+			return member{h, dir, at == p}
+		}
+	}
+	return member{h, h.mount, false}
+}
+
+func isDir(dir string) bool {
+	var st unix.Stat_t
+	return unix.Stat(dir, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+// ensurePassed makes the controllers of the root available to the cgroup, as far as they
+// can be passed down to it.
+func (h *hierarchy) ensurePassed(dir string, p Path) error {
+	if len(h.controllers) == 0 {
+		return nil
+	}
+	have, err := readFields(dir + "/cgroup.controllers")
+	if err != nil || len(have) == len(h.controllers) {
+		return err
+	}
+	up := h.mount
+	for name := range strings.SplitSeq(string(p)[1:], "/") {
+		if err := h.passOn(up); err != nil {
+			return err
+		}
+		up = filepath.Join(up, name)
+	}
+	return nil
+}
+
+func mkdir(dir string) error {
+	for {
+		if err := unix.Mkdir(dir, 0o755); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// makeDirs makes what is missing of the path, and fills v1 cpusets, which are unusable
+// while they are empty.
 func (h *hierarchy) makeDirs(p Path, made *[]string) error {
 	dir := h.mount
 	for name := range strings.SplitSeq(string(p)[1:], "/") {
-		if h.v2 {
-			if err := h.passOn(dir); err != nil {
-				return err
-			}
-		}
 		up := dir
 		dir = filepath.Join(dir, name)
-		switch err := os.Mkdir(dir, 0o755); {
-		case err == nil:
+		switch err := mkdir(dir); err {
+		case nil:
 			*made = append(*made, dir)
-		case !errors.Is(err, os.ErrExist):
-			return err
+		case unix.EEXIST:
+		default:
+			return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 		}
 		if !h.v2 && h.has("cpuset") {
 			if err := fillCpuset(up, dir); err != nil {
@@ -210,14 +308,11 @@ func (h *hierarchy) makeDirs(p Path, made *[]string) error {
 
 // passOn makes all controllers of a v2 cgroup available to its children.
 func (h *hierarchy) passOn(dir string) error {
-	if len(h.controllers) == 0 {
-		return nil
-	}
-	have, err := readFields(filepath.Join(dir, "cgroup.controllers"))
+	have, err := readFields(dir + "/cgroup.controllers")
 	if err != nil {
 		return err
 	}
-	passed, err := readFields(filepath.Join(dir, "cgroup.subtree_control"))
+	passed, err := readFields(dir + "/cgroup.subtree_control")
 	if err != nil {
 		return err
 	}
@@ -227,7 +322,7 @@ func (h *hierarchy) passOn(dir string) error {
 		}
 		// One by one: a controller that cannot be passed on does not hold back the
 		// others. If a limit needs it, writing the limit says so.
-		err := writeFile(filepath.Join(dir, "cgroup.subtree_control"), "+"+c)
+		err := writeFile(dir+"/cgroup.subtree_control", "+"+c)
 		if errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -235,21 +330,21 @@ func (h *hierarchy) passOn(dir string) error {
 	return nil
 }
 
-// fillCpuset copies cpus and memory nodes from the parent into a new v1 cpuset.
+// fillCpuset copies cpus and memory nodes from the parent into a v1 cpuset that has none.
 func fillCpuset(parent, dir string) error {
-	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
-		now, err := readString(filepath.Join(dir, name))
+	for _, name := range []string{"/cpuset.cpus", "/cpuset.mems"} {
+		now, err := readString(dir + name)
 		if err != nil {
 			return err
 		}
 		if now != "" {
 			continue
 		}
-		value, err := readString(filepath.Join(parent, name))
+		value, err := readString(parent + name)
 		if err != nil {
 			return err
 		}
-		if err := writeFile(filepath.Join(dir, name), value); err != nil {
+		if err := writeFile(dir+name, value); err != nil {
 			return err
 		}
 	}
@@ -263,15 +358,18 @@ func (h *Host) Open(p Path) (*Group, error) {
 		return nil, err
 	}
 	g := &Group{host: h, path: p}
+	found := false
 	for _, x := range h.all() {
-		switch st, err := os.Stat(x.dir(p)); {
-		case err == nil && st.IsDir():
-			g.members = append(g.members, member{x, x.dir(p), true})
-		case err != nil && !errors.Is(err, os.ErrNotExist):
-			return nil, fmt.Errorf("open cgroup: %w", err)
+		m := member{x, x.dir(p), true}
+		if x.shared {
+			m = x.nearest(p)
+		} else if !isDir(m.path) {
+			continue
 		}
+		g.members = append(g.members, m)
+		found = found || m.own
 	}
-	if len(g.members) == 0 {
+	if !found {
 		return nil, fmt.Errorf("open cgroup %s: %w", p, errdef.ErrNotFound)
 	}
 	return g, nil

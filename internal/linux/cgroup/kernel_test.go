@@ -198,6 +198,94 @@ func TestExecGroup(t *testing.T) {
 	})
 }
 
+// TestDestroy ends what is in a cgroup however it came there.
+func TestDestroy(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	testkit.Leaks(t)
+	each(t, func(t *testing.T, h *cgroup.Host) {
+		p := testkit.CgroupParent(t).Join("pod", "c")
+		create(t, h, p.Parent(), cgroup.Resources{})
+		gone := func(what string) {
+			t.Helper()
+			if err := h.Destroy(t.Context(), p); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+			if _, err := h.Open(p); !errors.Is(err, errdef.ErrNotFound) {
+				t.Errorf("%s: got %v, want that it is gone", what, err)
+			}
+		}
+		gone("not there")
+		create(t, h, p, cgroup.Resources{})
+		gone("empty")
+		g := create(t, h, p, cgroup.Resources{})
+		start(t, g, "setsid sleep 1000 & sleep 1000 & wait")
+		x, err := g.Exec("exec-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		start(t, x, "sleep 1000")
+		until(t, "five processes", func() bool { return len(pids(t, g)) == 5 })
+		gone("with processes, and a session's")
+		if h.Mode() == cgroup.Unified {
+			return
+		}
+		// Somebody moved it out of the v2 tree.
+		g = create(t, h, p, cgroup.Resources{})
+		cmd := start(t, g, "exec sleep 1000")
+		until(t, "a process", func() bool { return len(pids(t, g)) == 1 })
+		if dir := g.DirPath(); dir != "" {
+			if err := os.WriteFile(dir[:strings.Index(dir, string(p))]+"/cgroup.procs", []byte(fmt.Sprint(cmd.Process.Pid)), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		gone("with a process in v1 hierarchies alone")
+		if err := cmd.Wait(); err == nil {
+			t.Error("the process was not killed")
+		}
+	})
+}
+
+// TestSharedHierarchy leaves out the freezer where there is v2, but goes on with one that
+// another runtime program made.
+func TestSharedHierarchy(t *testing.T) {
+	testkit.Need(t, testkit.Root)
+	testkit.Leaks(t)
+	h := open(t)
+	g := create(t, h, testkit.CgroupParent(t).Join("c"), cgroup.Resources{})
+	freezer := slices.IndexFunc(h.Legacy(), func(x cgroup.Hierarchy) bool { return slices.Equal(x.Controllers, []string{"freezer"}) })
+	if freezer < 0 || g.DirPath() == "" {
+		t.Skip("needs a freezer hierarchy beside v2")
+	}
+	if !g.Shares("freezer") || g.Shares("pids") || len(g.TasksPaths()) != len(h.Legacy()) {
+		t.Errorf("got own directories %v, want all but the freezer's", g.TasksPaths())
+	}
+	x, err := g.Exec("exec-1")
+	if err != nil || !x.Shares("freezer") || x.TasksPaths()[freezer] != g.TasksPaths()[freezer] {
+		t.Fatalf("session: got %v, %v, want the container's freezer", x.TasksPaths(), err)
+	}
+	if !x.RemoveEmpty() {
+		t.Error("an empty session was not removed")
+	}
+	dir := strings.TrimSuffix(g.TasksPaths()[freezer], "/tasks") + string(g.Path()) // nothing above has one
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	again, err := h.Open(g.Path())
+	if err != nil || again.Shares("freezer") {
+		t.Fatalf("with a directory of its own: got %v, %v", again.TasksPaths(), err)
+	}
+	x, err = again.Exec("exec-2")
+	if err != nil || x.Shares("freezer") {
+		t.Fatalf("its session: got %v, %v, want one of its own", x.TasksPaths(), err)
+	}
+	if err := h.Destroy(t.Context(), g.Path()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the freezer's directory: got %v, want that it is gone", err)
+	}
+}
+
 func TestRemoveWaits(t *testing.T) {
 	testkit.Need(t, testkit.Root)
 	testkit.Leaks(t)

@@ -14,19 +14,25 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/linux/poll"
 )
 
 // trees lists the directories that together hold every process of the group and of
-// its exec sessions: the unified one and the freezer's.
+// its exec sessions: the unified one and one of v1, which is the freezer's if it has one.
 func (g *Group) trees() (out []member) {
-	for _, m := range g.members {
-		if m.own && (m.v2 || m.has("freezer")) {
+	legacy := -1
+	for i, m := range g.members {
+		switch {
+		case !m.own:
+		case m.v2:
 			out = append(out, m)
+		case legacy < 0 || m.has("freezer"):
+			legacy = i
 		}
 	}
-	if len(out) == 0 && len(g.members) > 0 {
-		out = g.members[:1]
+	if legacy >= 0 {
+		out = append(out, g.members[legacy])
 	}
 	return out
 }
@@ -271,7 +277,7 @@ func (g *Group) Thaw(ctx context.Context) error { return g.freeze(ctx, false) }
 
 func (g *Group) freeze(ctx context.Context, on bool) error {
 	m, ok := g.of("freezer")
-	if !ok {
+	if !ok || !m.own {
 		m, ok = g.unified()
 	}
 	var err error
@@ -308,6 +314,47 @@ func freezeV1(ctx context.Context, name, state string) error {
 			return errors.Join(err, writeFile(name, "THAWED"))
 		}
 	}
+}
+
+// Destroy ends all processes of a cgroup and of its descendants, and removes them; see
+// Kill and Remove. What is gone already is no error. A cgroup in which nothing is left,
+// which is the usual one, costs one call for each hierarchy.
+func (h *Host) Destroy(ctx context.Context, p Path) error {
+	if err := p.Valid(); err != nil {
+		return err
+	}
+	if h.removeEmpty(p) {
+		return nil
+	}
+	g, err := h.Open(p)
+	if errors.Is(err, errdef.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	if err := g.Kill(ctx); err != nil {
+		return err
+	}
+	return g.Remove(ctx)
+}
+
+// removeEmpty removes the cgroup unless something is in it. A process is in all hierarchies,
+// so that the first one keeps the others too.
+func (h *Host) removeEmpty(p Path) bool {
+	for _, x := range h.all() {
+		for {
+			err := unix.Rmdir(x.dir(p))
+			if err == nil || err == unix.ENOENT {
+				break
+			}
+			if err != unix.EINTR {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // Remove removes the cgroup and its descendants, which must be empty or about to

@@ -236,38 +236,19 @@ func (r *reader) limit(c counter) uint64 {
 
 func (r *reader) memory(s *Stats) {
 	m, ok := r.g.of("memory")
-	if !ok {
-		return
-	}
-	x := &s.Memory
-	x.Usage, x.Limit = r.number(memoryUsage), r.limit(memoryLimit)
-	var inactive, swap uint64
-	if m.v2 {
-		inactive = r.memoryV2(x)
-	} else {
-		inactive, swap = r.memoryV1(x)
-	}
-	x.WorkingSet = sub(x.Usage, inactive)
-	x.Available = sub(x.Limit, x.WorkingSet)
-	both := r.bytes(swapLimit)
-	if len(both) == 0 {
-		return // swap is not accounted
-	}
-	s.Swap.Known = true
-	if m.v2 {
-		s.Swap.Limit, s.Swap.Usage = r.limit(swapLimit), r.number(swapUsage)
-		s.Swap.Available = sub(s.Swap.Limit, s.Swap.Usage)
-		return
-	}
-	s.Swap.Usage = swap
-	// v1 limits memory and swap together.
-	if sum, _ := parseCounter(both); !isUnlimited(sum) && x.Limit > 0 {
-		s.Swap.Limit = sub(sum, x.Limit)
-		s.Swap.Available = sub(s.Swap.Limit, swap)
+	switch {
+	case ok && m.v2:
+		r.memoryV2(s)
+	case ok:
+		r.memoryV1(s)
 	}
 }
 
-func (r *reader) memoryV1(x *MemoryStats) (inactive, swap uint64) {
+func (r *reader) memoryV1(s *Stats) {
+	x := &s.Memory
+	var inactive, swap uint64
+	var bound, both uint64 // the lowest limits of the cgroup and of those above it
+	x.Usage = r.number(memoryUsage)
 	eachLine(r.bytes(memoryDetail), func(key []byte, value uint64) {
 		switch string(key) {
 		case "total_inactive_file":
@@ -280,12 +261,33 @@ func (r *reader) memoryV1(x *MemoryStats) (inactive, swap uint64) {
 			x.MajorFault = value
 		case "total_swap":
 			swap = value
+		case "hierarchical_memory_limit":
+			bound = value
+		case "hierarchical_memsw_limit":
+			both, s.Swap.Known = value, true // else swap is not accounted
 		}
 	})
-	return inactive, swap
+	// Where nothing above has a limit neither has this one: two files less.
+	if !isUnlimited(bound) {
+		x.Limit = r.limit(memoryLimit)
+	}
+	x.derive(inactive)
+	if s.Swap.Known {
+		s.Swap.Usage = swap
+	}
+	if s.Swap.Known && !isUnlimited(both) && x.Limit > 0 {
+		// v1 limits memory and swap together.
+		if sum := r.limit(swapLimit); sum > 0 {
+			s.Swap.Limit = sub(sum, x.Limit)
+			s.Swap.Available = sub(s.Swap.Limit, swap)
+		}
+	}
 }
 
-func (r *reader) memoryV2(x *MemoryStats) (inactive uint64) {
+func (r *reader) memoryV2(s *Stats) {
+	x := &s.Memory
+	var inactive uint64
+	x.Usage, x.Limit = r.number(memoryUsage), r.limit(memoryLimit)
 	eachLine(r.bytes(memoryDetail), func(key []byte, value uint64) {
 		switch string(key) {
 		case "inactive_file":
@@ -298,7 +300,20 @@ func (r *reader) memoryV2(x *MemoryStats) (inactive uint64) {
 			x.MajorFault = value
 		}
 	})
-	return inactive
+	x.derive(inactive)
+	usage := r.bytes(swapUsage)
+	if len(usage) == 0 {
+		return // swap is not accounted
+	}
+	s.Swap.Known = true
+	s.Swap.Usage, _ = parseCounter(usage)
+	s.Swap.Limit = r.limit(swapLimit)
+	s.Swap.Available = sub(s.Swap.Limit, s.Swap.Usage)
+}
+
+func (x *MemoryStats) derive(inactive uint64) {
+	x.WorkingSet = sub(x.Usage, inactive)
+	x.Available = sub(x.Limit, x.WorkingSet)
 }
 
 // sub stops at zero: the counters are read one after the other.

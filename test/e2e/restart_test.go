@@ -485,7 +485,7 @@ func TestReboot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(n.files(t)) <= len(empty) {
+	if len(n.since(t, empty)) == 0 {
 		t.Fatal("a pod leaves nothing on disk: this test looks in the wrong place")
 	}
 	n.reboot(t, mounts)
@@ -506,17 +506,23 @@ func TestReboot(t *testing.T) {
 	}
 	var left []string
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		left = left[:0]
-		for name := range n.files(t) {
-			if !empty[name] {
-				left = append(left, name)
-			}
-		}
-		if len(left) == 0 {
+		if left = n.since(t, empty); len(left) == 0 {
 			return
 		}
 	}
 	t.Errorf("left on disk of the pods before and after the reboot: %s", left)
+}
+
+// since lists what is below the root directory now and was not before: what was there
+// may be on its way to deletion.
+func (n *node) since(t *testing.T, before map[string]bool) (names []string) {
+	t.Helper()
+	for name := range n.files(t) {
+		if !before[name] {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // files lists what is below the root directory.

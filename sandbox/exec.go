@@ -111,27 +111,22 @@ func (s *Service) startExec(ctx context.Context, c *container, q ExecRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	rs, err := s.specs.get(c.id, s.readSpec)
+	target, err := s.targets.get(c.id, func() (*execTarget, error) { return s.execTarget(r) })
 	if err != nil {
 		return nil, err
 	}
 	x := &execution{id: "exec-" + string(newID()), tty: q.TTY, service: s}
-	parent, err := s.Cgroups.Open(cgroup.Path(r.Cgroup))
-	if err != nil {
-		return nil, err
-	}
-	defer parent.Close()
-	if x.group, err = parent.Exec(x.id); err != nil {
+	if x.group, err = target.group.Exec(x.id); err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
 	}
-	proc, err := spec.BuildProcess(rs.Process, spec.Exec{Args: q.Cmd, Terminal: q.TTY})
+	proc, err := spec.BuildProcess(target.spec.Process, spec.Exec{Args: q.Cmd, Terminal: q.TTY})
 	if err != nil {
 		return nil, errors.Join(err, x.close(ctx))
 	}
 	theirs, err := x.streams(q)
 	if err == nil {
 		err = x.start(ctx, rt, runtime.Exec{
-			ID: x.id, Container: string(c.id), PID: r.Process.PID, StartTime: r.Process.Start, Bundle: s.paths.bundle(c.id), Spec: rs,
+			ID: x.id, Container: string(c.id), PID: r.Process.PID, StartTime: r.Process.Start, Bundle: s.paths.bundle(c.id), Spec: target.spec,
 			Process: proc, Group: x.group, Stdio: theirs,
 		})
 	}

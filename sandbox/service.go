@@ -23,7 +23,7 @@ type Service struct {
 	flights          flights
 	events           broadcaster
 	recent           recent
-	specs            specCache
+	targets          execTargets
 	fresh            namespace.Pool // for pods that are about to come
 	sweeping         sync.WaitGroup
 	sweepDone        chan struct{} // closed when the leftovers of an earlier life are gone

@@ -31,6 +31,7 @@ type fakeNetwork struct {
 	attaching      func() // called inside Attach
 	collecting     func() // called inside GC
 	attaches       int
+	detached       []string // network namespaces
 }
 
 func (n *fakeNetwork) Attach(ctx context.Context, p cni.Pod) (cni.Attachment, error) {
@@ -53,6 +54,7 @@ func (n *fakeNetwork) Detach(_ context.Context, p cni.Pod) error {
 	if n.detach != nil {
 		return n.detach
 	}
+	n.detached = append(n.detached, p.NetNS)
 	delete(n.attached, p.ID)
 	return nil
 }

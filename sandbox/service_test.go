@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
+	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
 	"github.com/cri-runtime/cri-runtime/oci/monitor"
 	"github.com/cri-runtime/cri-runtime/oci/runtime"
 	"github.com/cri-runtime/cri-runtime/sandbox/journal"
@@ -183,6 +185,9 @@ func TestRestartPutsEveryPhaseRight(t *testing.T) {
 	if err := b.podJournal.Write(string(half.ID), &half); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := namespace.Pin(b.paths.pins(half.ID), namespace.Spec{Net: true}); err != nil {
+		t.Fatal(err)
+	}
 	b.net.attached[string(half.ID)], b.net.attached["stranger"], b.images.keys["stranger"] = true, true, true
 	b.procs.exited = nil // the daemon is dead
 	b.procs.mu.Lock()
@@ -211,6 +216,9 @@ func TestRestartPutsEveryPhaseRight(t *testing.T) {
 		t.Errorf("pods: got %+v, want the one that was ready", got)
 	}
 	<-b.sweepDone
+	if want := filepath.Join(b.paths.pins(half.ID), "net"); !slices.Equal(b.net.detached, []string{want}) {
+		t.Errorf("detached: got %q, want the one that was being set up from %q", b.net.detached, want)
+	}
 	if b.net.left() != 1 || slices.Contains(b.images.Keys(), "stranger") {
 		t.Errorf("strangers are left: %v, %v", b.net.attached, b.images.Keys())
 	}

@@ -451,7 +451,7 @@ func (m *machine) capSet() syscall.Errno {
 //go:norace
 //go:nosplit
 func (m *machine) dropBounding() syscall.Errno {
-	for i := uintptr(0); i < 64; i++ {
+	for i := range uintptr(64) {
 		if m.args[0]>>i&1 != 0 {
 			continue
 		}

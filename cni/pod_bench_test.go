@@ -1,9 +1,12 @@
 package cni_test
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,4 +66,34 @@ func lifeOfPod(b *testing.B, n *cni.Network, pin pinner, dir string, took map[st
 	must(b, namespace.Unpin(dir))
 	lap("unpin")
 	time.Sleep(rest)
+}
+
+// BenchmarkPodsParallel is the same by eight at a time, without a rest.
+func BenchmarkPodsParallel(b *testing.B) {
+	needNode(b)
+	n, err := cni.New(b.Context(), cni.Config{CacheDir: b.TempDir(), Default: &cni.DefaultNetwork{}})
+	must(b, err)
+	defer n.Close()
+	var pool namespace.Pool
+	defer pool.Close()
+	dir := b.TempDir()
+	var next atomic.Int64
+	b.SetParallelism(8 / runtime.GOMAXPROCS(0))
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			id := fmt.Sprint("p", next.Add(1))
+			pins, err := pool.Pin(filepath.Join(dir, id), namespace.Spec{Net: true, IPC: true, UTS: true, Hostname: "pod"})
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			p := cni.Pod{ID: id, NetNS: pins[namespace.Net]}
+			_, err = n.Attach(b.Context(), p)
+			err = errors.Join(err, n.Detach(b.Context(), p), namespace.Unpin(filepath.Join(dir, id)))
+			if err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
 }

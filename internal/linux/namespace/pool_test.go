@@ -17,7 +17,7 @@ func (p *Pool) filled(t *testing.T) {
 	t.Helper()
 	p.expect()
 	p.expect()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { //nolint:forbidigo // the pool tells nobody
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		p.mu.Lock()
 		n := len(p.ready)
 		p.mu.Unlock()

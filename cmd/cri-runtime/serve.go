@@ -142,6 +142,14 @@ func (n *node) serve(ctx context.Context, open sockets) error {
 	klog.FromContext(ctx).Info("Serving", "socket", n.config.Listen, "version", version)
 	notify("READY=1")
 	g.Go(func() error {
+		// The first requests, which waited for the start, do not wait for this as well.
+		later := time.NewTimer(time.Second)
+		defer later.Stop()
+		select {
+		case <-later.C:
+		case <-ctx.Done():
+			return nil
+		}
 		if os.Getenv("GOGC") == "" {
 			debug.SetGCPercent(gcServing)
 		}

@@ -172,30 +172,35 @@ func (g *Group) writeOne(s setting, fresh bool, done *[]written) error {
 	name := filepath.Join(m.path, s.file)
 	rest, partly := strings.CutPrefix(s.value, keep+" ")
 	former, value := "", s.value
-	var err error
 	if !fresh || partly {
-		former, err = readString(name)
+		var err error
+		if former, err = readString(name); err != nil {
+			return s.explain(m.path, err)
+		}
 	}
-	if err == nil && partly {
+	if partly {
 		first, _, _ := strings.Cut(former, " ")
 		value = first + " " + rest
 	}
-	if err == nil && s.shrinks != 0 && !fresh {
+	if s.shrinks != 0 && !fresh {
 		if err := shrink(m.path, s.shrinks); err != nil {
 			return err
 		}
 	}
-	if err == nil {
-		err = writeFile(name, value)
+	if err := writeFile(name, value); err != nil {
+		return s.explain(m.path, err)
 	}
+	if !fresh {
+		*done = append(*done, written{name, former})
+	}
+	return nil
+}
+
+// explain says why a setting failed in dir; nil when that is fine.
+func (s *setting) explain(dir string, err error) error {
 	switch {
-	case err == nil:
-		if !fresh {
-			*done = append(*done, written{name, former})
-		}
-		return nil
 	case errors.Is(err, os.ErrNotExist):
-		if _, e := os.Stat(m.path); e != nil {
+		if _, e := os.Stat(dir); e != nil {
 			return notFound(e)
 		}
 		if s.optional {
@@ -254,7 +259,7 @@ func (g *Group) Exec(name string) (_ *Group, err error) {
 		if m.shared {
 			m = m.nearest(g.path) // an OCI runtime program has made its own meanwhile
 		}
-		if !m.v2 && !(m.own && m.has("freezer")) {
+		if !m.v2 && (!m.own || !m.has("freezer")) {
 			x.members = append(x.members, member{m.hierarchy, m.path, false})
 			continue
 		}

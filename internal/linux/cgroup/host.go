@@ -209,7 +209,7 @@ func (h *hierarchy) make(dir string, p Path, made *[]string) (isNew bool, err er
 		_ = writeFile(up+"/cgroup.clone_children", "1")
 	}
 	err = mkdir(dir)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		if err = h.makeDirs(p.Parent(), made); err == nil {
 			err = mkdir(dir)
 		}
@@ -218,8 +218,8 @@ func (h *hierarchy) make(dir string, p Path, made *[]string) (isNew bool, err er
 	case err == nil:
 		isNew = true
 		*made = append(*made, dir)
-	case err != unix.EEXIST:
-		return false, &os.PathError{Op: "mkdir", Path: dir, Err: err}
+	case !errors.Is(err, unix.EEXIST):
+		return false, err
 	}
 	switch {
 	case h.v2:
@@ -277,8 +277,11 @@ func (h *hierarchy) ensurePassed(dir string, p Path) error {
 
 func mkdir(dir string) error {
 	for {
-		if err := unix.Mkdir(dir, 0o755); err != unix.EINTR {
-			return err
+		switch err := unix.Mkdir(dir, 0o755); {
+		case err == nil:
+			return nil
+		case err != unix.EINTR:
+			return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 		}
 	}
 }
@@ -290,12 +293,11 @@ func (h *hierarchy) makeDirs(p Path, made *[]string) error {
 	for name := range strings.SplitSeq(string(p)[1:], "/") {
 		up := dir
 		dir = filepath.Join(dir, name)
-		switch err := mkdir(dir); err {
-		case nil:
+		switch err := mkdir(dir); {
+		case err == nil:
 			*made = append(*made, dir)
-		case unix.EEXIST:
-		default:
-			return &os.PathError{Op: "mkdir", Path: dir, Err: err}
+		case !errors.Is(err, unix.EEXIST):
+			return err
 		}
 		if !h.v2 && h.has("cpuset") {
 			if err := fillCpuset(up, dir); err != nil {

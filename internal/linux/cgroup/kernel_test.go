@@ -232,7 +232,10 @@ func TestDestroy(t *testing.T) {
 		// Somebody moved it out of the v2 tree.
 		g = create(t, h, p, cgroup.Resources{})
 		cmd := start(t, g, "exec sleep 1000")
-		until(t, "a process", func() bool { return len(pids(t, g)) == 1 })
+		until(t, "a process that has joined all", func() bool {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
+			return err == nil && string(b) == "sleep\n"
+		})
 		if dir := g.DirPath(); dir != "" {
 			if err := os.WriteFile(dir[:strings.Index(dir, string(p))]+"/cgroup.procs", []byte(fmt.Sprint(cmd.Process.Pid)), 0); err != nil {
 				t.Fatal(err)

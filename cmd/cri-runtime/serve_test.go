@@ -1,8 +1,10 @@
 package main
 
 import (
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -22,5 +24,22 @@ func TestSocketIsNotForEverybody(t *testing.T) {
 		if got, want := st.Mode(), os.ModeSocket|0o660; got != want {
 			t.Errorf("mode: got %v, want %v", got, want)
 		}
+	}
+}
+
+// Sockets are opened before anything is made, so a start that cannot have them leaves none.
+func TestSocketsAllOrNone(t *testing.T) {
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	dir := t.TempDir()
+	c := config{State: dir, Listen: filepath.Join(dir, "cri.sock"), MetricsAddress: taken.Addr().String()}
+	if s, err := openSockets(t.Context(), c); err == nil || !strings.Contains(err.Error(), "--metrics-address") {
+		t.Errorf("got %v, %v, want an error that names the option", s, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

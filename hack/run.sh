@@ -16,7 +16,7 @@ image=$(sed -n 's/^[- ]*image: *"\{0,1\}\([^" ]*\).*/\1/p' "$manifest" | head -n
 [[ -n $image ]] || die "$manifest names no image"
 
 stop=0 # the exit code after a signal. (To exit from within a trap leaves bash 5.2's functions in disorder.)
-work='' state='' daemon='' job='' registry='' serving=''
+work='' state='' daemon='' job='' registry='' serving='' awaited=''
 forward=(/proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding) # the bridge network needs them on
 before=()
 
@@ -42,8 +42,10 @@ finish() {
   exit "$code"
 }
 trap finish EXIT
-trap 'stop=130' INT
-trap 'stop=143' TERM HUP
+# A signal ends what is waited for: one that comes just before the wait would not interrupt it.
+trap 'stop=130; end_awaited' INT
+trap 'stop=143; end_awaited' TERM HUP
+end_awaited() { [[ -z $awaited ]] || kill -TERM "$awaited" 2>/dev/null || true; }
 
 # spawn COMMAND...: starts a job in a process group of its own ($!): Ctrl-C comes to us only, and finish ends the jobs in order.
 spawn() {
@@ -55,7 +57,10 @@ spawn() {
 # await_job: waits for it, and exits when a signal comes first.
 await_job() {
   local code=0
+  awaited=$job
+  ((stop == 0)) || exit "$stop"
   wait "$job" || code=$?
+  awaited=''
   ((stop == 0)) || exit "$stop"
   job=''
   return "$code"
@@ -140,6 +145,8 @@ run: serving until Ctrl-C. In another terminal (crictl: PATH=\$(hack/testtools.s
   crictl exec -it \$(crictl ps -q --name server) sh
 END
 code=0
+awaited=$daemon
+((stop == 0)) || exit "$stop"
 wait "$daemon" || code=$?
 ((stop == 0)) || exit "$stop"
 daemon=''

@@ -30,8 +30,7 @@ type hierarchy struct {
 	mount       string
 	controllers []string // v1: of the mount; v2: offered at its root
 	v2          bool
-	// shared: a cgroup does not need a directory of its own here, and uses the nearest
-	// one above that is there.
+	// shared: a cgroup does not need a directory of its own here, and uses its parent's.
 	shared bool
 }
 
@@ -181,7 +180,11 @@ func (h *Host) Create(p Path, r Resources) (_ *Group, err error) {
 	fresh := true
 	for _, x := range all {
 		if x.shared {
-			g.members = append(g.members, x.nearest(p))
+			m, err := x.share(p, &made)
+			if err != nil {
+				return nil, fmt.Errorf("create cgroup %s: %w", p, err)
+			}
+			g.members = append(g.members, m)
 			continue
 		}
 		m := member{x, x.dir(p), true}
@@ -238,6 +241,19 @@ func cpusetFilled(dir string) bool {
 	cpus, err1 := readString(dir + "/cpuset.cpus")
 	mems, err2 := readString(dir + "/cpuset.mems")
 	return err1 == nil && err2 == nil && cpus != "" && mems != ""
+}
+
+// share makes the parent's directory, which the containers of a pod share: what is in the
+// others must not be seen by theirs. A directory of the cgroup's own is used where it is.
+func (h *hierarchy) share(p Path, made *[]string) (member, error) {
+	m := h.nearest(p)
+	if up := p.Parent(); !m.own && m.path != h.dir(up) {
+		if err := h.makeDirs(up, made); err != nil {
+			return m, err
+		}
+		m.path = h.dir(up)
+	}
+	return m, nil
 }
 
 // nearest finds the directory of the cgroup, or else the next one above it.

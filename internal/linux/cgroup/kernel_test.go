@@ -269,8 +269,12 @@ func TestSharedHierarchy(t *testing.T) {
 	if !x.RemoveEmpty() {
 		t.Error("an empty session was not removed")
 	}
-	dir := strings.TrimSuffix(g.TasksPaths()[freezer], "/tasks") + string(g.Path()) // nothing above has one
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	dir := strings.TrimSuffix(g.TasksPaths()[freezer], "/tasks")
+	if !strings.HasSuffix(dir, string(g.Path().Parent())) {
+		t.Errorf("shared: got %s, want the directory of %s", dir, g.Path().Parent())
+	}
+	dir += "/" + g.Path().Base()
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	again, err := h.Open(g.Path())

@@ -362,7 +362,11 @@ func (h *Host) removeEmpty(p Path) bool {
 func (g *Group) Remove(ctx context.Context) error {
 	g.Close()
 	for _, m := range g.members {
-		if !m.own {
+		switch {
+		case m.own:
+		case m.shared: // one may have been made for those below
+			m.path = m.dir(g.path)
+		default:
 			continue
 		}
 		if err := removeTree(ctx, m); err != nil {

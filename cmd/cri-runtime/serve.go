@@ -86,6 +86,9 @@ const (
 	gcServing  = 50
 )
 
+// firstRequests is how long the requests that waited for the start may take.
+const firstRequests = 300 * time.Millisecond
+
 // releaseMemory gives back what only the start or a pull needed. The heap would keep it:
 // its size follows what was in use at the last collection, and a daemon with nothing to do
 // makes no garbage that would bring the next one on. It takes some milliseconds of CPU.
@@ -143,7 +146,7 @@ func (n *node) serve(ctx context.Context, open sockets) error {
 	notify("READY=1")
 	g.Go(func() error {
 		// The first requests, which waited for the start, do not wait for this as well.
-		later := time.NewTimer(time.Second)
+		later := time.NewTimer(firstRequests)
 		defer later.Stop()
 		select {
 		case <-later.C:

@@ -48,8 +48,12 @@ func Open(path string) (*Table, error) {
 // Close closes the table.
 func (t *Table) Close() { _ = unix.Close(t.fd) }
 
-// line is more than the longest line of the table: a name and 16 numbers.
-const line = 512
+const (
+	// line is more than the longest line of the table: a name and 16 numbers.
+	line = 512
+	// page is what the kernel prints at a time, as many lines as there is room for.
+	page = 4096
+)
 
 // Read lists all interfaces but loopback. Names are taken from last, the former list,
 // where they are there; last is not changed.
@@ -59,6 +63,7 @@ func (t *Table) Read(last []Interface) ([]Interface, error) {
 		if len(t.buf)-n < line {
 			t.buf = append(t.buf, make([]byte, len(t.buf))...)
 		}
+		room := min(len(t.buf)-n, page)
 		got, err := unix.Pread(t.fd, t.buf[n:], int64(n))
 		if err == unix.EINTR {
 			continue
@@ -66,10 +71,10 @@ func (t *Table) Read(last []Interface) ([]Interface, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read table of network devices: %w", err)
 		}
-		if got == 0 {
+		n += got
+		if got <= room-line { // one more would have found room
 			break
 		}
-		n += got
 	}
 	return parse(t.buf[:n], last), nil
 }

@@ -482,3 +482,13 @@ func BenchmarkCreateRemove(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkExecSession(b *testing.B) {
+	g := create(b, open(b), testkit.CgroupParent(b).Join("c"), cgroup.Resources{})
+	for b.Loop() {
+		x, err := g.Exec("exec-1")
+		if err != nil || !x.RemoveEmpty() {
+			b.Fatal(err)
+		}
+	}
+}

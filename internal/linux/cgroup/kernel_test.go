@@ -483,6 +483,8 @@ func BenchmarkCreateRemove(b *testing.B) {
 	}
 }
 
+// BenchmarkExecSession makes and removes what an exec session has: one directory beside a
+// v2 tree.
 func BenchmarkExecSession(b *testing.B) {
 	g := create(b, open(b), testkit.CgroupParent(b).Join("c"), cgroup.Resources{})
 	for b.Loop() {

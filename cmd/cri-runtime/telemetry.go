@@ -4,43 +4,34 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"os"
-	"strconv"
+	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 	"k8s.io/klog/v2"
 
-	"github.com/cri-runtime/cri-runtime/internal/otlp"
 	"github.com/cri-runtime/cri-runtime/sandbox"
 )
 
 // flushLimit is how long the end of the daemon waits for a collector.
 const flushLimit = 3 * time.Second
 
-// telemetry sends what is known of a start to a collector, when it is over.
-type telemetry struct{ exporter *otlp.Exporter }
-
-// openTelemetry is nil when no endpoint is configured: then nothing of it is called.
-func openTelemetry(ctx context.Context, c config) (*telemetry, error) {
-	conf, err := otlp.FromEnvironment(otlp.Settings{
-		Endpoint: c.OTLPEndpoint, Protocol: c.OTLPProtocol, Service: "cri-runtime", Version: version,
-	}, os.Getenv)
-	if conf == nil || err != nil {
-		return nil, err
-	}
-	e, err := otlp.Start(ctx, *conf)
-	if err != nil {
-		return nil, err
-	}
-	klog.FromContext(ctx).Info("Spans are sent", "endpoint", conf.Endpoint, "protocol", conf.Protocol, "sampler", conf.Sampler)
-	return &telemetry{e}, nil
+// telemetry makes spans of operations that are over, and gives them to the OpenTelemetry
+// SDK. It is nil when no endpoint is configured: then nothing of the SDK is made or called.
+type telemetry struct {
+	provider *sdktrace.TracerProvider
+	tracer   trace.Tracer
 }
 
 // close sends what is left. Spans that are lost are no reason to end with an error.
 func (t *telemetry) close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, flushLimit)
 	defer cancel()
-	if err := t.exporter.Close(ctx); err != nil {
+	if err := t.provider.Shutdown(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Spans lost")
 	}
 }
@@ -61,92 +52,115 @@ func (t *telemetry) parents() func(context.Context, func(string) []string) conte
 	return parent
 }
 
-type parentKey struct{}
-
 // parent notes the trace that a request belongs to. The context of the work that outlives
 // the request has it, too.
 func parent(ctx context.Context, header func(string) []string) context.Context {
-	first := func(name string) string {
-		if v := header(name); len(v) > 0 {
-			return v[0]
-		}
-		return ""
+	const name, state = "traceparent", "tracestate"
+	given := header(name)
+	if len(given) == 0 {
+		return ctx
 	}
-	if p, ok := otlp.ParseParent(first("traceparent"), first("tracestate")); ok {
-		return context.WithValue(ctx, parentKey{}, p)
+	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{name: given[0], state: strings.Join(header(state), ",")})
+}
+
+// traced sends the operations of a trace, each a span with one for each part below it.
+// The SDK's queue takes them or drops them, and never waits.
+func (t *telemetry) traced(ctx context.Context, tr *sandbox.Trace) {
+	for i := range tr.Ops {
+		op := &tr.Ops[i]
+		below, whole := t.tracer.Start(t.place(ctx, op.Name, tr.Pod), op.Name,
+			trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(op.Begun), trace.WithAttributes(attributes(tr, op)...))
+		if !whole.IsRecording() {
+			continue
+		}
+		at := op.Begun
+		for n, step := range op.Steps {
+			_, part := t.tracer.Start(below, step.Name, trace.WithTimestamp(at))
+			at = at.Add(step.Took)
+			if n == len(op.Steps)-1 {
+				fail(part, op.Error)
+			}
+			part.End(trace.WithTimestamp(at))
+		}
+		fail(whole, op.Error)
+		whole.End(trace.WithTimestamp(at))
+	}
+}
+
+func fail(s trace.Span, why string) {
+	if why != "" {
+		// What is no UTF-8 would make protobuf refuse the whole batch.
+		s.SetStatus(codes.Error, strings.ToValidUTF8(why, "?"))
+	}
+}
+
+// place says where a span belongs. Without a parent of the caller, a start is one trace
+// that can be found by the pod's id: its first 32 digits name the trace, and the next 16
+// the span of RunPodSandbox, under which all others are.
+func (t *telemetry) place(ctx context.Context, op string, pod sandbox.ID) context.Context {
+	if trace.SpanContextFromContext(ctx).IsValid() || op == "StopPodSandbox" { // no part of a start
+		return ctx
+	}
+	var root rootIDs
+	want := hex.EncodedLen(len(root.trace) + len(root.span))
+	if len(pod) < want {
+		return ctx
+	}
+	id, err := hex.DecodeString(string(pod)[:want])
+	if err != nil {
+		return ctx
+	}
+	copy(root.span[:], id[copy(root.trace[:], id):])
+	ctx = context.WithValue(ctx, rootKey{}, root)
+	if op != "RunPodSandbox" {
+		// Never ended, so never sent: it has the ids of the one that is, and the sampler's decision about it.
+		ctx, _ = t.tracer.Start(ctx, "RunPodSandbox")
 	}
 	return ctx
 }
 
-// traced sends the operations of a trace, each a span with one for each part below it.
-func (t *telemetry) traced(ctx context.Context, tr *sandbox.Trace) {
-	for i := range tr.Ops {
-		op := &tr.Ops[i]
-		whole := otlp.Span{Name: op.Name, Server: true, Begun: op.Begun, Ended: op.Begun.Add(op.Took()), Attributes: attributes(tr, op)}
-		whole.Failed, whole.Message = op.Error != "", op.Error
-		if !t.place(ctx, &whole, tr.Pod) {
-			continue
-		}
-		spans := append(make([]otlp.Span, 0, 1+len(op.Steps)), whole)
-		at := op.Begun
-		for n, step := range op.Steps {
-			s := otlp.Span{Trace: whole.Trace, ID: newSpanID(), Parent: whole.ID, State: whole.State, Name: step.Name, Begun: at, Ended: at.Add(step.Took)}
-			if n == len(op.Steps)-1 {
-				s.Failed, s.Message = whole.Failed, whole.Message
-			}
-			spans, at = append(spans, s), s.Ended
-		}
-		t.exporter.Add(spans...)
-	}
+type rootKey struct{}
+
+type rootIDs struct {
+	trace trace.TraceID
+	span  trace.SpanID
 }
 
-// place finds the trace and the parent of a span; it is false when that trace is not
-// sent. Without a parent of the caller, a start is one trace that can be found by the
-// pod's id: its first 32 digits name the trace, and the next 16 the span of
-// RunPodSandbox, under which all others are.
-func (t *telemetry) place(ctx context.Context, s *otlp.Span, pod sandbox.ID) bool {
-	s.ID = newSpanID()
-	if p, ok := ctx.Value(parentKey{}).(otlp.Parent); ok {
-		s.Trace, s.Parent, s.State = p.Trace, p.ID, p.State
-		return t.exporter.Sampled(p.Trace, &p)
+// ids gives root spans the ids that their context names.
+type ids struct{}
+
+func (ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
+	root, ok := ctx.Value(rootKey{}).(rootIDs)
+	if !ok {
+		rand.Read(root.trace[:]) // never fails: crypto/rand aborts the program instead
+		rand.Read(root.span[:])
 	}
-	var id [len(s.Trace) + len(s.ID)]byte
-	switch n, err := hex.Decode(id[:], []byte(pod)[:min(len(pod), 2*len(id))]); {
-	case err != nil || n < len(id) || s.Name == "StopPodSandbox": // no part of a start
-		rand.Read(s.Trace[:]) // never fails: crypto/rand aborts the program instead
-	case s.Name == "RunPodSandbox":
-		copy(s.Trace[:], id[:])
-		copy(s.ID[:], id[len(s.Trace):])
-	default:
-		copy(s.Trace[:], id[:])
-		copy(s.Parent[:], id[len(s.Trace):])
-	}
-	return t.exporter.Sampled(s.Trace, nil)
+	return root.trace, root.span
 }
 
-func newSpanID() (id otlp.SpanID) {
-	rand.Read(id[:]) // never fails: crypto/rand aborts the program instead
+func (ids) NewSpanID(context.Context, trace.TraceID) (id trace.SpanID) {
+	rand.Read(id[:])
 	return id
 }
 
 // attributes have the names of OpenTelemetry's semantic conventions where those have one.
-func attributes(tr *sandbox.Trace, op *sandbox.TraceOp) []otlp.Attribute {
-	out := []otlp.Attribute{
-		{Key: "k8s.namespace.name", Value: tr.Namespace}, {Key: "k8s.pod.name", Value: tr.Name}, {Key: "k8s.pod.uid", Value: tr.UID},
+func attributes(tr *sandbox.Trace, op *sandbox.TraceOp) []attribute.KeyValue {
+	out := []attribute.KeyValue{
+		attribute.String("k8s.namespace.name", tr.Namespace), attribute.String("k8s.pod.name", tr.Name), attribute.String("k8s.pod.uid", tr.UID),
 	}
-	for _, a := range []otlp.Attribute{
-		{Key: "cri.pod_sandbox.id", Value: string(tr.Pod)}, {Key: "k8s.container.name", Value: op.Container},
-		{Key: "container.id", Value: string(op.ContainerID)}, {Key: "container.image.name", Value: op.Image},
+	for _, a := range []attribute.KeyValue{
+		attribute.String("cri.pod_sandbox.id", string(tr.Pod)), attribute.String("k8s.container.name", op.Container),
+		attribute.String("container.id", string(op.ContainerID)), attribute.String("container.image.name", op.Image),
 	} {
-		if a.Value != "" {
+		if a.Value.AsString() != "" {
 			out = append(out, a)
 		}
 	}
 	if op.Container != "" {
-		out = append(out, otlp.Attribute{Key: "k8s.container.restart_count", Value: strconv.FormatUint(uint64(op.Attempt), 10)})
+		out = append(out, attribute.Int64("k8s.container.restart_count", int64(op.Attempt)))
 	}
 	if op.Joined > 0 {
-		out = append(out, otlp.Attribute{Key: "cri.joined_calls", Value: strconv.Itoa(op.Joined)})
+		out = append(out, attribute.Int("cri.joined_calls", op.Joined))
 	}
 	return out
 }

@@ -46,13 +46,15 @@ var mayImport = map[string][]string{
 // onlyIn lists modules that belong to one tree.
 var onlyIn = map[string][]string{
 	"k8s.io/cri-api":                         {"cri", "cmd/cri-runtime/cli", "test"},
-	"google.golang.org/grpc":                 {"cri", "cmd/cri-runtime/cli", "internal/otlp", "test"},
+	"google.golang.org/grpc":                 {"cri", "cmd/cri-runtime/cli", "test"},
 	"k8s.io/cri-streaming":                   {"cri", "test"},
 	"github.com/containernetworking/cni":     {"cni", "test"},
 	"github.com/opencontainers/image-spec":   {"image", "test"},
 	"github.com/google/go-containerregistry": {"image", "test"}, // tests' registry
 	"github.com/prometheus/common":           {"test"},          // tests' parser
 	"go.opentelemetry.io/proto/otlp":         {"test"},          // tests' collector
+
+	"go.opentelemetry.io/otel": {"cmd/cri-runtime"},
 }
 
 // direct are the modules that the product may need directly, each with its reason.
@@ -89,6 +91,13 @@ var direct = map[string]string{
 	"github.com/google/go-cmp":                "differences in tests",
 	"github.com/go-logr/logr":                 "the type behind contextual klog",
 	"github.com/vishvananda/netns":            "handles of network namespaces for netlink",
+
+	"go.opentelemetry.io/otel":                                        "OpenTelemetry: attributes, traceparent, the hook for errors",
+	"go.opentelemetry.io/otel/trace":                                  "its spans",
+	"go.opentelemetry.io/otel/sdk":                                    "its sampling, batches, resource and environment",
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace":               "the type of both exporters",
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc": "spans to a collector by gRPC",
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp": "spans to a collector by HTTP",
 }
 
 type pkg struct {

@@ -63,6 +63,9 @@ func Compile(s *specs.Spec, o Options) (*Launch, error) {
 		return nil, fmt.Errorf("compile launch: %w", err)
 	}
 	needs := append(c.in.needs(), Need{Kind: Rootfs})
+	if o.BaseMounts {
+		needs = append(needs, Need{Kind: BaseMounts})
+	}
 	c.builder = newBuilder(append(needs, mountNeeds(s, c.mounts)...))
 	if n := len(c.l.Needs); n > plan.MaxInputs {
 		return nil, fmt.Errorf("compile launch: %d descriptors needed, %d possible: %w", n, plan.MaxInputs, errdef.ErrInvalid)
@@ -224,6 +227,7 @@ func (c *compiler) enter() error {
 	if c.needsHostProc() {
 		c.openHostProc()
 	}
+	c.fewMounts()
 	c.join()
 	if c.l.TwoStage {
 		c.say("clone the container's process with its own namespaces")
@@ -243,6 +247,21 @@ func (c *compiler) enter() error {
 
 func (c *compiler) needsHostProc() bool {
 	return c.proc != nil && (c.proc.ApparmorProfile != "" || c.spec != nil && len(c.spec.Linux.Sysctl) != 0)
+}
+
+// fewMounts makes the mount namespace out of one with few mounts, if there is one to enter;
+// a second stage does so when it is cloned.
+func (c *compiler) fewMounts() {
+	if !c.opts.BaseMounts {
+		return
+	}
+	c.say("enter the mount namespace with few mounts")
+	c.do(unix.SYS_SETNS, plan.S(c.need(BaseMounts, 0)), plan.I(unix.CLONE_NEWNS))
+	if c.CloneFlags&unix.CLONE_NEWNS != 0 {
+		c.CloneFlags &^= unix.CLONE_NEWNS
+		c.say("make mount namespace")
+		c.do(unix.SYS_UNSHARE, plan.I(unix.CLONE_NEWNS))
+	}
 }
 
 // join enters the pinned namespaces, the user namespace last.

@@ -98,6 +98,7 @@ var needNames = map[NeedKind]string{
 	Rootfs: "root filesystem", Stdin: "stdin", Stdout: "stdout", Stderr: "stderr", Gate: "gate",
 	CgroupTasks: "cgroup tasks", CgroupDir: "cgroup directory", Namespace: "namespace", Process: "process",
 	Volume: "volume", DeviceTree: "device tree", PTYSocket: "pty socket", InitProgram: "init program",
+	BaseMounts: "mount namespace with few mounts",
 }
 
 // String describes the need in a line.

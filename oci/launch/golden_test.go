@@ -68,6 +68,7 @@ func TestGoldenPlans(t *testing.T) {
 		CgroupTasks: []string{"/sys/fs/cgroup/memory/pod/c/tasks", "/sys/fs/cgroup/pids/pod/c/tasks"},
 		Hierarchies: []launch.Hierarchy{{Dir: "cpu,cpuacct", Controllers: []string{"cpu", "cpuacct"}, Source: "/sys/fs/cgroup/cpu,cpuacct/pod/c"}, {Dir: "systemd", Name: "systemd"}},
 		Seccomp:     killer(0),
+		BaseMounts:  true,
 	}
 	l, err := launch.Compile(kubelet, v1)
 	golden(t, "kubelet-v1", l, err)
@@ -88,7 +89,7 @@ func TestGoldenPlans(t *testing.T) {
 	join(userns, specs.UserNamespace, "/state/ns/user")
 	join(userns, specs.NetworkNamespace, "/state/ns/net")
 	userns.Process.NoNewPrivileges = false
-	l, err = launch.Compile(userns, launch.Options{})
+	l, err = launch.Compile(userns, launch.Options{BaseMounts: true})
 	golden(t, "userns", l, err)
 	l, err = launch.CompileExec(userns, userns.Process, launch.ExecOptions{CgroupDir: "/sys/fs/cgroup/pod/c"})
 	golden(t, "exec-userns", l, err)

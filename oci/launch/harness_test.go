@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
 	"github.com/cri-runtime/cri-runtime/oci/launch"
 	"github.com/cri-runtime/cri-runtime/oci/launch/plan"
 	"github.com/cri-runtime/cri-runtime/oci/launch/prepare"
@@ -257,15 +258,21 @@ func run(t testing.TB, s *specs.Spec, o launch.Options) (string, int) {
 	return out, code
 }
 
+// tryRun starts from few mounts, as the daemon does; the tests that compile by themselves
+// start from the host's.
 func tryRun(t testing.TB, s *specs.Spec, o launch.Options, root string) (string, int, error) {
 	t.Helper()
+	base, err := namespace.Base()
+	must(t, err)
+	defer func() { _ = base.Close() }()
+	o.BaseMounts = true
 	l, err := launch.Compile(s, o)
 	if err != nil {
 		return "", 0, err
 	}
 	tree := treeOf(t, root)
 	defer func() { _ = tree.Close() }()
-	j, err := begin(t, l, prepare.Inputs{Rootfs: tree})
+	j, err := begin(t, l, prepare.Inputs{Rootfs: tree, BaseMounts: base})
 	if err != nil {
 		return "", 0, err
 	}

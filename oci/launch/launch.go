@@ -49,6 +49,7 @@ const (
 	DeviceTree                      // a /dev with the spec's devices in it, for user namespaces
 	PTYSocket                       // made by prepare: one end of a socket pair
 	InitProgram                     // the program of a pod's init, sealed
+	BaseMounts                      // a mount namespace that has the host's /proc, /sys and /dev
 )
 
 // Need is a descriptor that a plan uses.
@@ -113,6 +114,10 @@ type Options struct {
 	// Hierarchies are the v1 hierarchies to show at a mount of type cgroup; with
 	// none it is a cgroup2 mount.
 	Hierarchies []Hierarchy
+	// BaseMounts says that the launch makes its mount namespace out of one with little in
+	// it, and not out of the host's: the kernel copies each mount. The sources of
+	// Hierarchies must be below /sys.
+	BaseMounts bool
 	// Gate makes the launch wait for one byte before anything else.
 	Gate bool
 	// Seccomp is the compiled filter, an array of struct sock_filter, and its

@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"k8s.io/klog/v2"
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
@@ -29,12 +31,14 @@ type Starter interface {
 
 // Builtin is the default runtime: it compiles the spec into a plan, opens what the
 // plan needs and has the monitor run it. It keeps nothing between calls but compiled
-// seccomp filters. Methods may be called concurrently.
+// seccomp filters and, from the first start on, one mount namespace. Methods may be
+// called concurrently.
 type Builtin struct {
 	starter     Starter
 	filters     *seccomp.Cache
 	hierarchies []launch.Hierarchy
 	features    Features
+	base        func() *os.File // made at the first call; nil for none
 }
 
 // filterCache is how many compiled seccomp profiles are kept: a node uses few.
@@ -42,11 +46,21 @@ const filterCache = 64
 
 // NewBuiltin makes the built-in runtime for the cgroup hierarchies of h.
 func NewBuiltin(s Starter, h *cgroup.Host, f Features) *Builtin {
-	b := &Builtin{starter: s, filters: seccomp.NewCache(filterCache), features: f}
+	b := &Builtin{starter: s, filters: seccomp.NewCache(filterCache), features: f, base: sync.OnceValue(baseMounts)}
 	for _, l := range h.Legacy() {
 		b.hierarchies = append(b.hierarchies, launch.Hierarchy{Dir: l.Dir, Controllers: l.Controllers, Name: l.Name, Source: l.Mount})
 	}
 	return b
+}
+
+// baseMounts makes the mount namespace that launches start from. It goes with the process.
+func baseMounts() *os.File {
+	base, err := namespace.Base()
+	if err != nil {
+		klog.Background().Info("Containers start from the host's mount namespace, which takes longer the more mounts it has", "cause", err)
+		return nil
+	}
+	return base
 }
 
 // Features are what the kernel lets the built-in launcher do.
@@ -57,6 +71,12 @@ func (b *Builtin) Delete(context.Context, string) error { return nil }
 
 // Plan compiles the launch of s, for those who want to read it.
 func (b *Builtin) Plan(spec *specs.Spec, g *cgroup.Group) (*launch.Launch, error) {
+	return b.plan(spec, g, true)
+}
+
+// plan compiles a launch that starts from the base mounts, if there are any and the
+// container's cgroups are among them.
+func (b *Builtin) plan(spec *specs.Spec, g *cgroup.Group, base bool) (*launch.Launch, error) {
 	filter, err := b.filter(spec)
 	if err != nil {
 		return nil, err
@@ -66,6 +86,9 @@ func (b *Builtin) Plan(spec *specs.Spec, g *cgroup.Group) (*launch.Launch, error
 		o.CgroupTasks, o.CgroupDir = g.TasksPaths(), g.DirPath()
 	}
 	o.Hierarchies = b.sources(o.CgroupTasks)
+	o.BaseMounts = base && !slices.ContainsFunc(o.Hierarchies, func(h launch.Hierarchy) bool {
+		return h.Source != "" && !strings.HasPrefix(h.Source, "/sys/")
+	})
 	l, err := launch.Compile(spec, o)
 	if err != nil {
 		return nil, fmt.Errorf("compile launch: %w", err)
@@ -101,13 +124,14 @@ func (b *Builtin) filter(spec *specs.Spec) (seccomp.Program, error) {
 
 // Start runs a container's first process.
 func (b *Builtin) Start(ctx context.Context, s Start) (monitor.Process, error) {
-	l, err := b.Plan(s.Spec, s.Group)
+	base := b.base()
+	l, err := b.plan(s.Spec, s.Group, base != nil)
 	if err != nil {
 		dropLog(s)
 		return monitor.Process{}, err
 	}
 	s.enter("open descriptors")
-	in := prepare.Inputs{Rootfs: s.Rootfs, Stdin: s.Stdio.Stdin, Stdout: s.Stdio.Stdout, Stderr: s.Stdio.Stderr}
+	in := prepare.Inputs{Rootfs: s.Rootfs, BaseMounts: base, Stdin: s.Stdio.Stdin, Stdout: s.Stdio.Stdout, Stderr: s.Stdio.Stderr}
 	if in.UserNS, err = openUserNS(s.Spec); err != nil {
 		dropLog(s)
 		return monitor.Process{}, err

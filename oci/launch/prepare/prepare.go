@@ -25,6 +25,7 @@ type Inputs struct {
 	Gate                  *os.File // read end of a pipe
 	Process               *os.File // pidfd, for exec
 	InitProgram           *os.File
+	BaseMounts            *os.File // the mount namespace that Options.BaseMounts speaks of
 	// UserNS is the user namespace of volumes with an id map. Its map must be
 	// the one that the volume asks for.
 	UserNS *os.File
@@ -71,22 +72,13 @@ func (f *Files) Close() error {
 }
 
 func (f *Files) open(n launch.Need, in Inputs) error {
-	var given *os.File
 	switch n.Kind {
-	case launch.Rootfs:
-		given = in.Rootfs
 	case launch.Stdin:
 		return f.stdio(in.Stdin)
 	case launch.Stdout:
 		return f.stdio(in.Stdout)
 	case launch.Stderr:
 		return f.stdio(in.Stderr)
-	case launch.Gate:
-		given = in.Gate
-	case launch.Process:
-		given = in.Process
-	case launch.InitProgram:
-		given = in.InitProgram
 	case launch.CgroupTasks:
 		return f.path(n, "cgroup", unix.O_WRONLY)
 	case launch.CgroupDir:
@@ -99,11 +91,25 @@ func (f *Files) open(n launch.Need, in Inputs) error {
 		return f.deviceTree(n.Devices)
 	case launch.PTYSocket:
 		return f.socket()
+	case launch.Rootfs:
+		return f.given(n, in.Rootfs)
+	case launch.Gate:
+		return f.given(n, in.Gate)
+	case launch.Process:
+		return f.given(n, in.Process)
+	case launch.InitProgram:
+		return f.given(n, in.InitProgram)
+	case launch.BaseMounts:
+		return f.given(n, in.BaseMounts)
 	}
-	if given == nil {
+	return fmt.Errorf("%s: of no known kind", n)
+}
+
+func (f *Files) given(n launch.Need, file *os.File) error {
+	if file == nil {
 		return fmt.Errorf("%s: not given", n)
 	}
-	f.List = append(f.List, given)
+	f.List = append(f.List, file)
 	return nil
 }
 

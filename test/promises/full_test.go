@@ -16,7 +16,7 @@ import (
 )
 
 // pods is how many make a node full here; the names of the figures have it, too.
-const pods = 60
+const pods = 100
 
 // state is what daemon and monitor hold at some time.
 type state struct {
@@ -137,12 +137,12 @@ func TestFullNode(t *testing.T) {
 	time.Sleep(settle)
 	full := n.state(t)
 	perPod := func(a, b int) int { return (b - a + pods/2) / pods }
-	check(t, "PSS of daemon and monitor per pod at 60 pods, KiB", perPod(empty.pss, full.pss))
+	check(t, "PSS of daemon and monitor per pod at 100 pods, KiB", perPod(empty.pss, full.pss))
 	check(t, "our processes beside daemon and monitor", full.helper)
 	check(t, "descriptors of the daemon per pod", perPod(after.daemonFiles, full.daemonFiles))
 	check(t, "descriptors of the monitor per pod", perPod(after.monitorFiles, full.monitorFiles))
 	check(t, "goroutines per pod", perPod(after.goroutines, full.goroutines))
-	check(t, "threads more at 60 pods than at none",
+	check(t, "threads more at 100 pods than at none",
 		full.daemonThreads+full.monitorThreads-empty.daemonThreads-empty.monitorThreads)
 	n.asked(t)
 	for _, p := range running {
@@ -184,6 +184,6 @@ func (n *node) asked(t *testing.T) {
 		t.Logf("a kubelet asks:     %-8s %v", by, between(events, by, quiet, to))
 	}
 	check(t, "system calls per second when nobody asks", nobody/idle)
-	check(t, "system calls of a kubelet's round at 60 pods", between(events, byDaemon, quiet, to).sum())
+	check(t, "system calls of a kubelet's round at 100 pods", between(events, byDaemon, quiet, to).sum())
 	check(t, "system calls of the monitor in a kubelet's round", between(events, byMonitor, quiet, to).sum())
 }

@@ -19,13 +19,15 @@ type conn struct {
 	queue []message
 }
 
-// message waits to be sent. While there is one no request is read, so that its
-// descriptors stay what they are.
+// message waits to be sent. Its descriptors stay what they are meanwhile: no request is
+// read while there is one, and a container that nobody will ask for is freed by the
+// message of its end, which comes behind all others of it.
 type message struct {
 	b    []byte
 	fds  []int
 	item string // of a container: made when it is sent
 	seq  uint32
+	last *container // to be freed when this was sent
 }
 
 // accept takes a new daemon; the old one is told and dropped.
@@ -69,6 +71,9 @@ func (c *conn) close() {
 	for _, x := range c.m.byID {
 		if x.launch != nil {
 			x.launch.seq = 0
+		}
+		if x.exited && x.flags&flagAbandoned != 0 {
+			x.free()
 		}
 	}
 }
@@ -146,14 +151,14 @@ func (c *conn) send(msg message) {
 
 func (c *conn) flush() {
 	for len(c.queue) > 0 {
-		msg := &c.queue[0]
+		msg := c.queue[0]
 		if msg.item != "" {
 			x := c.m.byID[msg.item]
 			if x == nil {
 				c.queue = c.queue[1:]
 				continue
 			}
-			*msg = x.item(msg.seq)
+			msg = x.item(msg.seq) // each time anew: what it holds may have ended since
 		}
 		var oob []byte
 		if len(msg.fds) > 0 {
@@ -171,6 +176,9 @@ func (c *conn) flush() {
 			return
 		}
 		c.queue = c.queue[1:]
+		if x := msg.last; x != nil && c.m.byID[x.id] == x {
+			x.free()
+		}
 	}
 	c.queue = nil
 	c.m.rewatch(c.watch, c.fd, unix.EPOLLIN)
@@ -187,6 +195,30 @@ func (m *monitor) answer(t wire.Type, seq uint32, fill func(*wire.Buf), mask uin
 		fill(&b)
 	}
 	m.conn.send(message{b: b.B, fds: fds})
+}
+
+// tellEnd says how a container ended, and frees it where nobody will ask to forget it. An
+// exec session whose end could not be told waits for the next daemon's list.
+func (c *container) tellEnd() {
+	if c.m.conn == nil {
+		if c.flags&flagAbandoned != 0 {
+			c.free()
+		}
+		return
+	}
+	h := wire.Header{Type: wire.Exited}
+	b := h.Begin(make([]byte, 0, 64))
+	b.Str(c.id)
+	c.exit.Put(&b)
+	c.m.conn.send(message{b: b.B, last: c.ephemeral()})
+}
+
+// ephemeral gives the container if it is to be freed as soon as its end was told.
+func (c *container) ephemeral() *container {
+	if c.exited && c.flags&(wire.FlagEphemeral|flagAbandoned) != 0 {
+		return c
+	}
+	return nil
 }
 
 func (m *monitor) report(t wire.Type, fill func(*wire.Buf)) { m.answer(t, 0, fill, 0) }
@@ -253,5 +285,5 @@ func (c *container) item(seq uint32) message {
 	b.U32(uint32(c.pid))
 	b.U64(c.start)
 	c.exit.Put(&b)
-	return message{b: b.B, fds: fds}
+	return message{b: b.B, fds: fds, last: c.ephemeral()}
 }

@@ -184,13 +184,7 @@ func (c *container) finish(x wire.Exit) {
 	}
 	c.exited = true
 	c.closeOutputs()
-	c.m.report(wire.Exited, func(b *wire.Buf) {
-		b.Str(c.id)
-		x.Put(b)
-	})
-	if c.flags&(wire.FlagEphemeral|flagAbandoned) != 0 {
-		c.free()
-	}
+	c.tellEnd()
 }
 
 func (c *container) closeOutputs() {

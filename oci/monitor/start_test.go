@@ -287,6 +287,53 @@ func TestSecondStagesThatEndAtOnce(t *testing.T) {
 	}
 }
 
+// What the monitor has to say of sessions waits where the daemon does not read: by the time
+// it is said they have ended, and each answer still has the session's own descriptor.
+func TestSessionsThatEndBeforeTheirAnswer(t *testing.T) {
+	w := newWorld(t)
+	const sessions = 600
+	mark := filepath.Join(w.dir, "mark")
+	var blocked sync.Once
+	goOn := make(chan struct{})
+	w.c.OnExit(func(string, Exit) { blocked.Do(func() { <-goOn }) }) // the reader of the connection
+	blob := program(prelude(0), "printf x >>"+mark+"; exit 3")
+	var wg sync.WaitGroup
+	for i := range sessions {
+		id := fmt.Sprint("e", i)
+		wg.Go(func() {
+			p, err := w.c.Start(t.Context(), Start{ID: id, Plan: blob, Ephemeral: true})
+			if err != nil {
+				t.Errorf("start %s: %v", id, err)
+				return
+			}
+			info, err := os.ReadFile(fmt.Sprint("/proc/self/fdinfo/", p.PIDFD.Fd()))
+			if ended := "Pid:\t-1\n"; err != nil || !strings.Contains(string(info), fmt.Sprintf("Pid:\t%d\n", p.PID)) && !strings.Contains(string(info), ended) {
+				t.Errorf("%s: process %d has the descriptor %v %s", id, p.PID, err, info)
+			}
+			select {
+			case <-w.c.Done(id):
+			case <-time.After(time.Minute):
+				t.Errorf("%s has not ended", id)
+				return
+			}
+			if e, ok := w.c.Exit(id); !ok || !e.Known || e.Code != 3 {
+				t.Errorf("exit of %s: got %+v, %v, want code 3", id, e, ok)
+			}
+			if err := w.c.Forget(t.Context(), id); err != nil {
+				t.Errorf("forget %s: %v", id, err)
+			}
+		})
+	}
+	for last, size := int64(-1), int64(0); size != last || size == 0; time.Sleep(300 * time.Millisecond) {
+		last = size
+		if fi, err := os.Stat(mark); err == nil {
+			size = fi.Size()
+		}
+	}
+	close(goOn)
+	wg.Wait()
+}
+
 // What does not fit into a packet goes by a file.
 func TestStartLargePlan(t *testing.T) {
 	w := newWorld(t)

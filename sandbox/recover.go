@@ -101,6 +101,9 @@ func load[T comparable](ctx context.Context, j *journal.Journal, into *index[T],
 		klog.FromContext(ctx).Error(err, "Damaged record left out")
 	}
 	for _, r := range records {
+		if r.TakenBack {
+			klog.FromContext(ctx).Info("Record taken back: it was moved aside as damaged, and reads whole", "of", into.kind, "record", r.Name)
+		}
 		if r.Version < 1 || r.Version > version {
 			return fmt.Errorf("record %s has version %d, known here is %d: start the newer program, or drain the node first: %w",
 				r.Name, r.Version, version, errdef.ErrInvalid)

@@ -14,8 +14,10 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +30,7 @@ const (
 	magic  = "cri-runtime"
 	suffix = ".json"
 	temp   = ".new" // of a file that is to be renamed: see file.Replace
+	bad    = ".bad" // of a damaged record that was moved aside
 	change = '+'    // begins the line of a change
 	// maxSize bounds what is read back. The CRI's messages, which are in it, have at most 16 MiB.
 	maxSize = 64 << 20
@@ -48,12 +51,14 @@ func Open(dir string, version int) (*Journal, error) {
 	return &Journal{dir: dir, version: version}, nil
 }
 
-// A Record is one object as it was written.
+// A Record is one object as it was written. One of a later version than the journal's
+// has neither body nor changes: how those are written is that version's business.
 type Record struct {
-	Name    string
-	Version int
-	Body    json.RawMessage
-	Changes []json.RawMessage // since then, in order
+	Name      string
+	Version   int
+	Body      json.RawMessage
+	Changes   []json.RawMessage // since then, in order
+	TakenBack bool              // it was moved aside as damaged, and reads whole
 }
 
 // Write replaces the record of name. When it returns nil, a reader sees the new body
@@ -95,8 +100,10 @@ func (j *Journal) Remove(name string) error {
 	return nil
 }
 
-// Load reads all records. Damaged ones are left out, moved aside as NAME.bad for a
+// Load reads all records. Damaged ones are left out, moved aside as NAME.json.bad for a
 // person to look at, and told in damaged; half-written temporary files are removed.
+// One that was moved aside and reads whole is taken back: an earlier version, to which
+// changes in a record were damage, called it so, or a person has put it right.
 func (j *Journal) Load() (records []Record, damaged []error, err error) {
 	entries, err := os.ReadDir(j.dir)
 	if err != nil {
@@ -110,19 +117,47 @@ func (j *Journal) Load() (records []Record, damaged []error, err error) {
 			}
 			continue
 		}
+		if name, ok := strings.CutSuffix(e.Name(), suffix+bad); ok {
+			r, ok, err := j.takeBack(name)
+			if err != nil {
+				damaged = append(damaged, err)
+			}
+			if ok {
+				records = append(records, r)
+			}
+			continue
+		}
 		name, ok := strings.CutSuffix(e.Name(), suffix)
 		if !ok {
 			continue
 		}
-		r, err := read(path)
+		r, err := read(path, j.version)
 		if err != nil {
-			damaged = append(damaged, fmt.Errorf("record %s: %w", name, err), os.Rename(path, path+".bad"))
+			damaged = append(damaged, fmt.Errorf("record %s: %w", name, err), os.Rename(path, path+bad))
 			continue
 		}
 		r.Name = name
 		records = append(records, r)
 	}
 	return records, compact(damaged), nil
+}
+
+// takeBack gives a record that was moved aside its name again, if it reads whole and no
+// other record has that name. One that is still damaged was told of when it was moved.
+func (j *Journal) takeBack(name string) (Record, bool, error) {
+	path := j.path(name)
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return Record{}, false, nil
+	}
+	r, err := read(path+bad, j.version)
+	if err != nil || r.Version < 1 || r.Version > j.version {
+		return Record{}, false, nil //nolint:nilerr // documented
+	}
+	if err := os.Rename(path+bad, path); err != nil {
+		return Record{}, false, fmt.Errorf("take back record %s: %w", name, err)
+	}
+	r.Name, r.TakenBack = name, true
+	return r, true, nil
 }
 
 func compact(errs []error) []error {
@@ -135,7 +170,9 @@ func compact(errs []error) []error {
 	return out
 }
 
-func read(path string) (Record, error) {
+// read looks at the version before all else. Of one later than known it says no more
+// than that: a header or checksum of another kind there is no damage.
+func read(path string, known int) (Record, error) {
 	data, err := file.Read(path, maxSize)
 	if err != nil {
 		return Record{}, err
@@ -147,7 +184,11 @@ func read(path string) (Record, error) {
 	var word string
 	var version int
 	var sum uint32
-	if n, err := fmt.Sscanf(string(head), "%s %d %x", &word, &version, &sum); n != 3 || err != nil || word != magic {
+	n, err := fmt.Sscanf(string(head), "%s %d %x", &word, &version, &sum)
+	if n >= 2 && word == magic && version > known {
+		return Record{Version: version}, nil
+	}
+	if n != 3 || err != nil || word != magic {
 		return Record{}, fmt.Errorf("header %.40q: %w", head, errdef.ErrInvalid)
 	}
 	body, rest, _ := bytes.Cut(rest, []byte{'\n'})

@@ -97,6 +97,9 @@ func New(ctx context.Context, c Config) (*Network, error) {
 			return nil, fmt.Errorf("make network directory: %w", err)
 		}
 	}
+	if err := n.records.clean(); err != nil {
+		return nil, err
+	}
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("read boot id: %w", err)

@@ -14,6 +14,8 @@ import (
 
 const recordVersion = 1
 
+const temp = ".new" // ends the name of a file that is to be renamed; a dot begins it
+
 // A record is what is needed to take an attachment back. It is written before the
 // first plugin runs, without Attachment, and again when the last one answered.
 // It is not synced: what a power cut loses belonged to pods that it ended, and the GC
@@ -47,6 +49,25 @@ func (r records) dir(rec *record) string {
 		return r.boot
 	}
 	return r.lasting
+}
+
+// clean removes what a write that was killed has left. Nobody may be writing.
+func (r records) clean() error {
+	for _, dir := range r.dirs() {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("list network records: %w", err)
+		}
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), ".") || !strings.HasSuffix(e.Name(), ".json"+temp) {
+				continue
+			}
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return fmt.Errorf("remove half-written network record: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 func (r records) write(rec *record) error {
@@ -105,7 +126,7 @@ func (r records) ids() (ids []string, err error) {
 // replaceFile writes a file as a whole or not at all. Callers write one name from one
 // place at a time.
 func replaceFile(dir, name string, b []byte) error {
-	tmp := filepath.Join(dir, "."+name+".new")
+	tmp := filepath.Join(dir, "."+name+temp)
 	if err := writeFile(tmp, b); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}

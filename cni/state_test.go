@@ -3,6 +3,7 @@ package cni_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/cri-runtime/cri-runtime/cni"
@@ -75,6 +76,31 @@ func TestDefaultNetworkIsOfTheBoot(t *testing.T) {
 	}
 	leaks(t, cache)
 	leaks(t, state)
+}
+
+// A daemon that is killed while it writes a record leaves a file that the next one removes, and no other.
+func TestHalfWrittenRecordIsRemoved(t *testing.T) {
+	cache, state := t.TempDir(), t.TempDir()
+	var keep []string
+	for _, dir := range []string{filepath.Join(cache, "pods"), filepath.Join(state, "pods")} {
+		must(t, os.Mkdir(dir, 0o700))
+		for _, name := range []string{".0123abcd.json.new", "x.json", "y.json.new", ".z.new"} {
+			must(t, os.WriteFile(filepath.Join(dir, name), []byte("{"), 0o600))
+		}
+		keep = append(keep, filepath.Join(dir, ".z.new"), filepath.Join(dir, "x.json"), filepath.Join(dir, "y.json.new"))
+	}
+	n, err := cni.New(t.Context(), cni.Config{CacheDir: cache, StateDir: state, ConfDir: t.TempDir()})
+	must(t, err)
+	must(t, n.Close())
+	var left []string
+	for _, dir := range []string{cache, state} {
+		files, err := filepath.Glob(filepath.Join(dir, "pods/*"))
+		must(t, err)
+		left = append(left, files...)
+	}
+	if !slices.Equal(left, keep) {
+		t.Errorf("left: got %q, want %q", left, keep)
+	}
 }
 
 // A pod that was attached without libcni is in its list of results when libcni is used on it.

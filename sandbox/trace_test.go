@@ -239,6 +239,27 @@ func TestFailedStartIsRemembered(t *testing.T) {
 }
 
 // A container that restarts for ever has a record that does not grow.
+// A pod that could not be taken back still has a record, which is younger than the
+// operation that failed.
+func TestFailedTakeBackIsShown(t *testing.T) {
+	b := newBench(t)
+	b.net.attach, b.net.detach = errBroken, errBroken
+	if _, err := b.RunPod(t.Context(), podConfig("a")); !errors.Is(err, errBroken) {
+		t.Fatal(err)
+	}
+	for id := range b.pods.all() {
+		for _, name := range []string{"ns/a", string(id)} {
+			tr, err := b.Trace(name)
+			if err != nil || len(tr.Ops) != 1 || tr.Ops[0].Name != opRunPod || !strings.Contains(tr.Ops[0].Error, errBroken.Error()) {
+				t.Errorf("%s: got %+v, %v, want the failed %s", name, tr, err, opRunPod)
+			}
+		}
+	}
+	if n := len(b.pods.all()); n != 1 {
+		t.Errorf("%d pods left, want the one", n)
+	}
+}
+
 func TestManyRestartsKeepTheFirstAndTheLast(t *testing.T) {
 	b := newBench(t)
 	pod := b.pod(t, "a")

@@ -118,9 +118,12 @@ func (s *Service) trace(pod podRef, r *podRecord) *Trace {
 }
 
 // concerns says whether an operation belongs to a pod, and to no pod of that name before
-// it. A pull has no pod's id.
+// it. A pull has no pod's id; RunPodSandbox begins before there is a record.
 func (o *recentOp) concerns(pod podRef, r *podRecord) bool {
-	return samePod(o.pod.meta, pod.meta) && (o.pod.id == "" || o.pod.id == pod.id) && (r == nil || !o.Begun.Before(r.CreatedAt))
+	if o.pod.id != "" {
+		return o.pod.id == pod.id
+	}
+	return samePod(o.pod.meta, pod.meta) && (r == nil || !o.Begun.Before(r.CreatedAt))
 }
 
 // distinct drops an operation that ended while it was looked for: it was found under

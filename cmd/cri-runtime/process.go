@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -18,12 +19,18 @@ import (
 	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
 )
 
-// lockName is the file by which a daemon owns a state directory.
-const lockName = "lock"
+const (
+	// lockName is the file by which a daemon owns a state directory.
+	lockName = "lock"
+	// lockWait is how long a daemon that is gone may seem to hold it.
+	lockWait  = time.Second
+	lockRetry = 10 * time.Millisecond
+)
 
 // lock makes sure that one daemon works on a state directory. The kernel gives the
-// lock back when the daemon is killed.
-func lock(state string) (release func(), err error) {
+// lock back when the daemon is killed, and all that it had forked has executed: until
+// then a child holds the descriptor too, close-on-exec or not (flock(2)).
+func lock(ctx context.Context, state string) (release func(), err error) {
 	if err := os.MkdirAll(state, 0o711); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
@@ -32,11 +39,30 @@ func lock(state string) (release func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockFile(ctx, f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("another cri-runtime works on %s: %w", state, err)
 	}
 	return func() { f.Close() }, nil
+}
+
+// lockFile tries for lockWait and returns the last refusal.
+func lockFile(ctx context.Context, f *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	retry := time.NewTicker(lockRetry)
+	defer retry.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // notify tells systemd, if it started us (sd_notify(3)).

@@ -43,7 +43,7 @@ func serve(ctx context.Context, c config) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("serve: root is needed")
 	}
-	release, err := lock(c.State)
+	release, err := lock(ctx, c.State)
 	if err != nil {
 		return err
 	}

@@ -221,6 +221,11 @@ func (s *Service) checkPod(r *podRecord, known map[string]monitor.Process) error
 			return fmt.Errorf("%s namespace: %w", kind, err)
 		}
 	}
+	if len(r.Namespaces) == 0 { // they are in it
+		if _, err := os.Lstat(s.paths.podDir(r.ID)); err != nil {
+			return fmt.Errorf("its directory: %w", err)
+		}
+	}
 	if r.Init != nil {
 		if _, ok := known[initID(r.ID)]; !ok {
 			return fmt.Errorf("the init of its pid namespace: %w", errdef.ErrNotFound)

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -317,6 +318,49 @@ func TestRecordsOfALaterVersionAreNotTakenForStrangers(t *testing.T) {
 	if b.net.left() != 1 {
 		t.Error("the pod was taken away")
 	}
+}
+
+// A daemon that took records for damaged has swept away what their pods had. The one that
+// takes them back shows those pods as over, which the kubelet removes.
+func TestRecordTakenBackIsOfAPodThatIsOver(t *testing.T) {
+	b := newBench(t)
+	host := podConfig("host") // it has no namespace to miss
+	host.Security.Namespaces = Namespaces{Network: ModeNode, IPC: ModeNode, PID: ModeNode}
+	id, err := b.RunPod(t.Context(), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := []ID{b.pod(t, "a"), id}
+	reopen := func(from, to string) {
+		t.Helper()
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range ids {
+			path := filepath.Join(b.paths.podJournal(), string(id))
+			if err := os.Rename(path+from, path+to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.open(t)
+		<-b.sweepDone
+	}
+	ready := func(want Phase) {
+		t.Helper()
+		for _, id := range ids {
+			if p, err := b.pods.get(id); err != nil || p.record().Phase != want {
+				t.Errorf("pod %s: got %+v, %v, want %v", id, p, err, want)
+			}
+		}
+	}
+	reopen(".json", ".json.bad")
+	ready(PodRunning) // nobody has swept
+	reopen(".json", ".unknown")
+	if n := len(b.pods.all()); n != 0 {
+		t.Fatalf("%d pods, want none", n)
+	}
+	reopen(".unknown", ".json.bad")
+	ready(PodStopping)
 }
 
 func TestStartThatIsWorthARetryLeavesTheContainerCreated(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
+	"github.com/cri-runtime/cri-runtime/internal/linux/mount"
 	"github.com/cri-runtime/cri-runtime/oci/launch"
 	"github.com/cri-runtime/cri-runtime/oci/launch/plan"
 	"github.com/cri-runtime/cri-runtime/oci/launch/prepare"
@@ -262,7 +262,7 @@ func run(t testing.TB, s *specs.Spec, o launch.Options) (string, int) {
 // start from the host's.
 func tryRun(t testing.TB, s *specs.Spec, o launch.Options, root string) (string, int, error) {
 	t.Helper()
-	base, err := namespace.Base()
+	base, err := mount.Base()
 	must(t, err)
 	defer func() { _ = base.Close() }()
 	o.BaseMounts = true

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/internal/errdef"
 	"github.com/cri-runtime/cri-runtime/internal/linux/cgroup"
+	"github.com/cri-runtime/cri-runtime/internal/linux/mount"
 	"github.com/cri-runtime/cri-runtime/internal/linux/namespace"
 	"github.com/cri-runtime/cri-runtime/internal/linux/pidfd"
 	"github.com/cri-runtime/cri-runtime/oci/launch"
@@ -55,7 +56,7 @@ func NewBuiltin(s Starter, h *cgroup.Host, f Features) *Builtin {
 
 // baseMounts makes the mount namespace that launches start from. It goes with the process.
 func baseMounts() *os.File {
-	base, err := namespace.Base()
+	base, err := mount.Base()
 	if err != nil {
 		klog.Background().Info("Containers start from the host's mount namespace, which takes longer the more mounts it has", "cause", err)
 		return nil

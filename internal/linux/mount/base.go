@@ -1,4 +1,4 @@
-package namespace
+package mount
 
 import (
 	"fmt"
@@ -42,28 +42,21 @@ func makeBase() (*os.File, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return nil, fmt.Errorf("cut mount propagation to the host: %w", err)
 	}
-	root, err := emptyRoot()
+	root, err := New("tmpfs", "", nil, Attr{NoSuid: true, NoExec: true, NoDev: true})
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(root) //nolint:errcheck // a directory
+	defer root.Close()
+	if err := AttachPath(root, "/"); err != nil {
+		return nil, err
+	}
 	for _, t := range baseTrees {
-		flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-		if t.recursive {
-			flags |= unix.AT_RECURSIVE
+		if err := graft(root, t.name, t.recursive); err != nil {
+			return nil, err
 		}
-		fd, err := unix.OpenTree(unix.AT_FDCWD, "/"+t.name, flags)
-		if err != nil {
-			return nil, fmt.Errorf("clone /%s: %w", t.name, err)
-		}
-		err = unix.Mkdirat(root, t.name, 0o755)
-		if err == nil {
-			err = unix.MoveMount(fd, "", root, t.name, unix.MOVE_MOUNT_F_EMPTY_PATH)
-		}
-		_ = unix.Close(fd)
-		if err != nil {
-			return nil, fmt.Errorf("mount /%s: %w", t.name, err)
-		}
+	}
+	if err := SetAttr(root, false, Attr{ReadOnly: true}); err != nil {
+		return nil, err
 	}
 	if err := pivot(root); err != nil {
 		return nil, err
@@ -71,33 +64,23 @@ func makeBase() (*os.File, error) {
 	return os.Open("/proc/thread-self/ns/mnt")
 }
 
-// emptyRoot attaches a tmpfs above the root.
-func emptyRoot() (int, error) {
-	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+// graft puts a clone of what is mounted at /name below the root.
+func graft(root *os.File, name string, recursive bool) error {
+	tree, err := Clone("/"+name, recursive)
 	if err != nil {
-		return -1, fmt.Errorf("open tmpfs: %w", err)
+		return err
 	}
-	defer unix.Close(fs) //nolint:errcheck // nothing was written
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return -1, fmt.Errorf("make tmpfs: %w", err)
+	defer tree.Close()
+	place := procFd(root) + "/" + name
+	if err := os.Mkdir(place, 0o755); err != nil {
+		return err
 	}
-	root, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC|unix.MOUNT_ATTR_NODEV)
-	if err != nil {
-		return -1, fmt.Errorf("mount tmpfs: %w", err)
-	}
-	if err := unix.MoveMount(root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		_ = unix.Close(root)
-		return -1, fmt.Errorf("attach tmpfs: %w", err)
-	}
-	return root, nil
+	return AttachPath(tree, place)
 }
 
 // pivot makes root, which is mounted above the present one, the only one there is.
-func pivot(root int) error {
-	if err := unix.MountSetattr(root, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
-		return fmt.Errorf("make the root read-only: %w", err)
-	}
-	if err := unix.Fchdir(root); err != nil {
+func pivot(root *os.File) error {
+	if err := unix.Fchdir(int(root.Fd())); err != nil {
 		return fmt.Errorf("enter the root: %w", err)
 	}
 	if err := unix.PivotRoot(".", "."); err != nil {

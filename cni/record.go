@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-runtime/cri-runtime/internal/linux/file"
 )
 
 const recordVersion = 1
@@ -127,7 +129,7 @@ func (r records) ids() (ids []string, err error) {
 // place at a time.
 func replaceFile(dir, name string, b []byte) error {
 	tmp := filepath.Join(dir, "."+name+temp)
-	if err := writeFile(tmp, b); err != nil {
+	if err := file.Write(tmp, b, 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	// Not os.Rename, which looks at the target first.
@@ -135,17 +137,4 @@ func replaceFile(dir, name string, b []byte) error {
 		return fmt.Errorf("replace %s: %w", name, err)
 	}
 	return nil
-}
-
-// writeFile is os.WriteFile without the attempts to poll a plain file.
-func writeFile(path string, b []byte) error {
-	fd, err := unix.Open(path, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return err
-	}
-	n, err := unix.Write(fd, b)
-	if err == nil && n < len(b) {
-		err = unix.ENOSPC
-	}
-	return errors.Join(err, unix.Close(fd))
 }

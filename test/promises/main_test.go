@@ -1,7 +1,6 @@
 package promises
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -11,17 +10,11 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/test/bench/images"
 	"github.com/cri-runtime/cri-runtime/test/bench/load"
-	"github.com/cri-runtime/cri-runtime/test/images/catalogue"
 	"github.com/cri-runtime/cri-runtime/test/lab"
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(lab.Main(m, func() lab.Needs {
-		return lab.Needs{Name: "promises", Images: func(ctx context.Context, cache string) (*catalogue.Store, error) {
-			_, err := images.Small(ctx, cache)
-			return nil, err
-		}}
-	}))
+	os.Exit(lab.Main(m, func() lab.Needs { return lab.SmallNeeds("promises") }))
 }
 
 // node is a running daemon, and a client that makes pods like a kubelet's.
@@ -33,27 +26,9 @@ type node struct {
 // newNode starts a daemon with the built-in network, its log as terse as an operator's.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	dir, err := os.MkdirTemp(lab.Here(t).Work, t.Name()+".") //nolint:usetesting // on the disk, with room for images
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	d := lab.NewDaemon(t, dir, "--take-away")
-	cache, err := catalogue.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	set, err := images.Small(t.Context(), cache)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.Serve(t, "127.0.0.1:0", set)
-	d.Start(t)
-	t.Cleanup(func() { d.Stop(t) })
+	d := lab.StartSmall(t)
 	c, err := load.Dial(t.Context(), load.Options{
-		Socket: d.Socket, Image: "bench.test/" + images.SmallName, LogDir: filepath.Join(dir, "logs"), CgroupParent: kubepods(t),
+		Socket: d.Socket, Image: "bench.test/" + images.SmallName, LogDir: filepath.Join(d.Dir, "logs"), CgroupParent: kubepods(t),
 	}, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package load
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,17 +9,11 @@ import (
 	"time"
 
 	"github.com/cri-runtime/cri-runtime/test/bench/images"
-	"github.com/cri-runtime/cri-runtime/test/images/catalogue"
 	"github.com/cri-runtime/cri-runtime/test/lab"
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(lab.Main(m, func() lab.Needs {
-		return lab.Needs{Name: "load", Images: func(ctx context.Context, cache string) (*catalogue.Store, error) {
-			_, err := images.Small(ctx, cache)
-			return nil, err
-		}}
-	}))
+	os.Exit(lab.Main(m, func() lab.Needs { return lab.SmallNeeds("load") }))
 }
 
 // restarted is our daemon under Restart.
@@ -42,22 +35,7 @@ func (r restarted) Start() error {
 // ours starts our daemon, in a cgroup that the client is not in.
 func ours(t *testing.T) (*Client, restarted) {
 	t.Helper()
-	dir, err := os.MkdirTemp(lab.Here(t).Work, t.Name()+".") //nolint:usetesting // on the disk
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := lab.NewDaemon(t, dir, "--take-away")
-	cache, err := catalogue.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	set, err := images.Small(t.Context(), cache)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.Serve(t, "127.0.0.1:0", set)
-	d.Start(t)
-	t.Cleanup(func() { d.Stop(t) })
+	d := lab.StartSmall(t)
 	all := "/" + lab.Here(t).Cgroup
 	if err := errors.Join(MakeCgroup(all), MakeCgroup(all+"/daemon"), MakeCgroup(all+"/daemon/self"), MakeCgroup(all+"/pods")); err != nil {
 		t.Fatal(err)
@@ -82,7 +60,7 @@ func ours(t *testing.T) (*Client, restarted) {
 	if err := os.WriteFile(filepath.Join(self, "cgroup.procs"), []byte(strconv.Itoa(d.Pid())), 0); err != nil {
 		t.Fatal(err)
 	}
-	c, err := Dial(t.Context(), Options{Socket: d.Socket, Image: "bench.test/" + images.SmallName, LogDir: filepath.Join(dir, "logs"), CgroupParent: all + "/pods"}, meter)
+	c, err := Dial(t.Context(), Options{Socket: d.Socket, Image: "bench.test/" + images.SmallName, LogDir: filepath.Join(d.Dir, "logs"), CgroupParent: all + "/pods"}, meter)
 	if err != nil {
 		t.Fatal(err)
 	}

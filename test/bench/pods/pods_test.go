@@ -9,6 +9,7 @@ import (
 
 	"github.com/cri-runtime/cri-runtime/test/bench/load"
 	"github.com/cri-runtime/cri-runtime/test/bench/peers"
+	"github.com/cri-runtime/cri-runtime/test/bench/report"
 )
 
 func memory(processes int, pss int64) map[string]load.Memory {
@@ -107,7 +108,7 @@ func TestAimsNameFigures(t *testing.T) {
 
 func TestReport(t *testing.T) {
 	file := filepath.Join(t.TempDir(), resultsFile)
-	if err := made().write(file); err != nil {
+	if err := report.Save(file, made()); err != nil {
 		t.Fatal(err)
 	}
 	r, err := readResult(file)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -62,7 +61,7 @@ func (b *bench) measure(ctx context.Context) error {
 			}
 			// After each phase: a run that is broken off has something to show.
 			r.Took = time.Since(r.Began).Seconds()
-			if err := r.write(filepath.Join(b.Options.Out, resultsFile)); err != nil {
+			if err := report.Save(filepath.Join(b.Options.Out, resultsFile), r); err != nil {
 				return err
 			}
 		}
@@ -95,29 +94,10 @@ func (r *results) add(s sample, err error) {
 	}
 }
 
-// write replaces the file at once: a run may be killed at any time.
-func (r *results) write(file string) error {
-	body, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
-		return fmt.Errorf("encode results: %w", err)
-	}
-	if err := os.WriteFile(file+".new", append(body, '\n'), 0o644); err != nil {
-		return fmt.Errorf("write results: %w", err)
-	}
-	if err := os.Rename(file+".new", file); err != nil {
-		return fmt.Errorf("write results: %w", err)
-	}
-	return nil
-}
-
 func readResult(file string) (*results, error) {
-	body, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read results: %w", err)
-	}
 	r := &results{}
-	if err := json.Unmarshal(body, r); err != nil {
-		return nil, fmt.Errorf("read results of %s: %w", file, err)
+	if err := report.Open(file, r); err != nil {
+		return nil, err
 	}
 	if len(r.Samples) == 0 {
 		return nil, fmt.Errorf("read results of %s: no samples; %q", file, r.Failures)

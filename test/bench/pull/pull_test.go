@@ -13,6 +13,7 @@ import (
 	"github.com/cri-runtime/cri-runtime/internal/testkit"
 	"github.com/cri-runtime/cri-runtime/test/bench/images"
 	"github.com/cri-runtime/cri-runtime/test/bench/peers"
+	"github.com/cri-runtime/cri-runtime/test/bench/report"
 )
 
 // made is a result of two targets over an image and the one that shares its layers.
@@ -90,7 +91,7 @@ func TestOneStoreThatMisses(t *testing.T) {
 func TestReport(t *testing.T) {
 	r := made()
 	file := filepath.Join(t.TempDir(), "results.json")
-	if err := r.write(file); err != nil {
+	if err := report.Save(file, r); err != nil {
 		t.Fatal(err)
 	}
 	back, err := readResult(file)

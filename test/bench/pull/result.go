@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -67,7 +66,7 @@ func (b *bench) measure(ctx context.Context) (*result, error) {
 		}
 		// After each image: a run that is broken off has something to show.
 		r.Took = time.Since(r.Began).Seconds()
-		if err := r.write(b.Options.resultsFile()); err != nil {
+		if err := report.Save(b.Options.resultsFile(), r); err != nil {
 			return nil, err
 		}
 	}
@@ -91,25 +90,10 @@ func machine(work string) map[string]string {
 	return m
 }
 
-func (r *result) write(file string) error {
-	body, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
-		return fmt.Errorf("encode results: %w", err)
-	}
-	if err := os.WriteFile(file, append(body, '\n'), 0o644); err != nil {
-		return fmt.Errorf("write results: %w", err)
-	}
-	return nil
-}
-
 func readResult(file string) (*result, error) {
-	body, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read results: %w", err)
-	}
 	r := &result{}
-	if err := json.Unmarshal(body, r); err != nil {
-		return nil, fmt.Errorf("read results of %s: %w", file, err)
+	if err := report.Open(file, r); err != nil {
+		return nil, err
 	}
 	if r.Images == nil || len(r.Samples) == 0 {
 		return nil, fmt.Errorf("read results of %s: no samples", file)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cri-runtime/cri-runtime/test/bench/images"
+	"github.com/cri-runtime/cri-runtime/test/bench/report"
 	"github.com/cri-runtime/cri-runtime/test/bench/stage"
 	"github.com/cri-runtime/cri-runtime/test/images/catalogue"
 )
@@ -68,7 +69,7 @@ func inside(ctx context.Context, s setting) (err error) {
 	if err != nil {
 		return err
 	}
-	return result.write(s.Options.resultsFile())
+	return report.Save(s.Options.resultsFile(), result)
 }
 
 // chosen are the images to measure, in the order of the set. Those that need another
